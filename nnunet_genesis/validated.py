@@ -1,0 +1,123 @@
+"""Settings as frozen dataclasses whose fields know their range and their help text."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any
+
+from typing_extensions import Self
+
+from nnunet_genesis.errors import SettingsError
+
+
+def setting(
+    default: Any,
+    text: str,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """Declare a field: default value, help text, and the values it may take.
+
+    A tuple default declares a (low, high) range: two numbers within the bounds, in ascending order.
+    """
+    meta = {"text": text, "at_least": at_least, "at_most": at_most, "above": above, "choices": choices}
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of all settings: checked when made, readable from and writable to a JSON block."""
+
+    def __post_init__(self) -> None:
+        """Check every declared field.
+
+        Raises:
+            SettingsError: Names the field, the value given and the values allowed.
+        """
+        for declared in fields(self):
+            if "text" in declared.metadata:
+                object.__setattr__(self, declared.name, _checked(declared, getattr(self, declared.name)))
+
+    @classmethod
+    def read(cls, block: Mapping[str, Any], where: str) -> Self:
+        """Make settings from a JSON block; keys that are not given keep their defaults.
+
+        Args:
+            block: Names and values.
+            where: Where the block stands, for error messages.
+
+        Raises:
+            SettingsError: Unknown key, wrong type or value out of range.
+        """
+        if not isinstance(block, Mapping):
+            raise SettingsError(f"{where} must be a block of settings in braces, not {block!r}.")
+        known = [declared.name for declared in fields(cls)]
+        for key in block:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, 1)
+                hint = f'did you mean "{close[0]}"?' if close else f"known keys are {', '.join(known)}."
+                raise SettingsError(f'Unknown key "{key}" in {where}: {hint}')
+        try:
+            return cls(**block)
+        except SettingsError as error:
+            raise SettingsError(f"In {where}: {error}") from None
+
+    def block(self) -> dict[str, Any]:
+        """The settings as JSON types, ready for a plans file."""
+        return {declared.name: _plain(getattr(self, declared.name)) for declared in fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.block()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _checked(declared: Field[Any], value: Any) -> Any:
+    """The value in its declared type, or a SettingsError."""
+    default, name = declared.default, declared.name
+    if default is MISSING:
+        return value
+    if isinstance(default, tuple):
+        numbers = isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
+        if not numbers or value[0] > value[1]:
+            raise SettingsError(f'"{name}" must be two ascending numbers such as {list(default)}, not {value!r}.')
+        return tuple(_bounded(declared, float(number)) for number in value)
+    if isinstance(default, str):
+        choices = declared.metadata["choices"]
+        if choices and value not in choices:
+            raise SettingsError(f'"{name}" must be one of {", ".join(choices)}, not {value!r}.')
+        if not isinstance(value, str):
+            raise SettingsError(f'"{name}" must be a text, not {value!r}.')
+        return value
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise SettingsError(f'"{name}" must be true or false, not {value!r}.')
+        return value
+    if isinstance(default, int):
+        if not _is_number(value) or int(value) != value:
+            raise SettingsError(f'"{name}" must be a whole number, not {value!r}.')
+        return _bounded(declared, int(value))
+    if not _is_number(value):
+        raise SettingsError(f'"{name}" must be a number, not {value!r}.')
+    return _bounded(declared, float(value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def _bounded(declared: Field[Any], value: Any) -> Any:
+    meta = declared.metadata
+    if meta["at_least"] is not None and value < meta["at_least"]:
+        raise SettingsError(f'"{declared.name}" must be at least {meta["at_least"]}, not {value}.')
+    if meta["above"] is not None and value <= meta["above"]:
+        raise SettingsError(f'"{declared.name}" must be above {meta["above"]}, not {value}.')
+    if meta["at_most"] is not None and value > meta["at_most"]:
+        raise SettingsError(f'"{declared.name}" must be at most {meta["at_most"]}, not {value}.')
+    return value

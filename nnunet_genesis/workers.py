@@ -1,0 +1,60 @@
+"""One function over many cases in several processes; memory stays bounded and one bad case stops nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from nnunet_genesis.errors import GenesisError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def each_case(
+    function: Callable[[Job], Result], jobs: Iterable[Job], processes: int
+) -> Iterator[tuple[Job, Result | Exception]]:
+    """Yield `(job, result)` as jobs finish; a job that raises yields its exception in place of a result.
+
+    At most `2 * processes` jobs are under way or waiting, so that memory does not grow with their number.
+
+    Args:
+        function: Importable function of one job (worker processes are spawned).
+        jobs: Picklable descriptions of the work, not the data itself.
+        processes: Number of worker processes; 1 runs in this process.
+
+    Raises:
+        GenesisError: A worker process was killed, for example by the system when memory ran out.
+    """
+    if processes <= 1:
+        for job in jobs:
+            yield job, _attempt(function, job)
+        return
+    waiting = iter(jobs)
+    running: dict[Future[Result | Exception], Job] = {}
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            while True:
+                while len(running) < 2 * processes and (job := next(waiting, None)) is not None:
+                    running[pool.submit(_attempt, function, job)] = job
+                if not running:
+                    return
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(done), done.result()
+        except BrokenProcessPool:
+            raise GenesisError(
+                "A worker process was killed, most likely because memory ran out. "
+                "Run the same command again with a smaller -np; finished cases are kept."
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _attempt(function: Callable[[Job], Result], job: Job) -> Result | Exception:
+    try:
+        return function(job)
+    except Exception as error:
+        return error
