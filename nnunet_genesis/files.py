@@ -14,13 +14,18 @@ from nnunet_genesis.errors import DatasetError
 
 
 @contextmanager
-def written_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` (same ending); rename it to `path` when the block ends well.
+def written_atomically(path: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary path (same ending as `path`); rename it to `path` when the block ends well.
 
-    The temporary file starts with a dot, which nnU-Net's and our own folder listings ignore. It is removed
-    when the block raises; a killed process leaves it behind, and the next write of the same file replaces it.
+    The temporary file is removed when the block raises; a killed process leaves it behind, and the next write
+    of the same file replaces it.
+
+    Args:
+        path: The file to write.
+        folder: Where the temporary file lies, on the same file system; beside `path` by default. nnU-Net takes
+            every file in `imagesTr` and in preprocessed folders for a case: for these, name another folder.
     """
-    temporary = path.with_name(f".incomplete_{path.name}")
+    temporary = (folder or path.parent) / f".incomplete_{path.name}"
     try:
         yield temporary
         os.replace(temporary, path)
