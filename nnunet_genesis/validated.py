@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from typing_extensions import Self
@@ -79,10 +79,8 @@ def _plain(value: Any) -> Any:
 
 
 def _checked(declared: Field[Any], value: Any) -> Any:
-    """The value in its declared type, or a SettingsError."""
+    """The value in the type of the field's default, or a SettingsError."""
     default, name = declared.default, declared.name
-    if default is MISSING:
-        return value
     if isinstance(default, tuple):
         numbers = isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
         if not numbers or value[0] > value[1]:
@@ -90,22 +88,13 @@ def _checked(declared: Field[Any], value: Any) -> Any:
         return tuple(_bounded(declared, float(number)) for number in value)
     if isinstance(default, str):
         choices = declared.metadata["choices"]
-        if choices and value not in choices:
-            raise SettingsError(f'"{name}" must be one of {", ".join(choices)}, not {value!r}.')
-        if not isinstance(value, str):
-            raise SettingsError(f'"{name}" must be a text, not {value!r}.')
+        if not isinstance(value, str) or (choices and value not in choices):
+            raise SettingsError(f'"{name}" must be {" or ".join(choices) or "a text"}, not {value!r}.')
         return value
-    if isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise SettingsError(f'"{name}" must be true or false, not {value!r}.')
-        return value
-    if isinstance(default, int):
-        if not _is_number(value) or int(value) != value:
-            raise SettingsError(f'"{name}" must be a whole number, not {value!r}.')
-        return _bounded(declared, int(value))
-    if not _is_number(value):
-        raise SettingsError(f'"{name}" must be a number, not {value!r}.')
-    return _bounded(declared, float(value))
+    whole = isinstance(default, int)
+    if not _is_number(value) or (whole and int(value) != value):
+        raise SettingsError(f'"{name}" must be a {"whole " if whole else ""}number, not {value!r}.')
+    return _bounded(declared, int(value) if whole else float(value))
 
 
 def _is_number(value: Any) -> bool:
@@ -113,11 +102,13 @@ def _is_number(value: Any) -> bool:
 
 
 def _bounded(declared: Field[Any], value: Any) -> Any:
-    meta = declared.metadata
+    meta, wrong = declared.metadata, ""
     if meta["at_least"] is not None and value < meta["at_least"]:
-        raise SettingsError(f'"{declared.name}" must be at least {meta["at_least"]}, not {value}.')
+        wrong = f"at least {meta['at_least']}"
     if meta["above"] is not None and value <= meta["above"]:
-        raise SettingsError(f'"{declared.name}" must be above {meta["above"]}, not {value}.')
+        wrong = f"above {meta['above']}"
     if meta["at_most"] is not None and value > meta["at_most"]:
-        raise SettingsError(f'"{declared.name}" must be at most {meta["at_most"]}, not {value}.')
+        wrong = f"at most {meta['at_most']}"
+    if wrong:
+        raise SettingsError(f'"{declared.name}" must be {wrong}, not {value}.')
     return value

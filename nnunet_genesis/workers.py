@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -38,8 +39,8 @@ def each_case(
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             while True:
-                while len(running) < 2 * processes and (job := next(waiting, None)) is not None:
-                    running[pool.submit(_attempt, function, job)] = job
+                for next_job in itertools.islice(waiting, 2 * processes - len(running)):
+                    running[pool.submit(_attempt, function, next_job)] = next_job
                 if not running:
                     return
                 for done in wait(running, return_when=FIRST_COMPLETED).done:

@@ -1,0 +1,4 @@
+"""Weights of one network → weights of another: pure functions on tensors, no files."""
+
+from nnunet_genesis.transfer.ledger import Ledger as Ledger
+from nnunet_genesis.transfer.ledger import match as match

@@ -1,0 +1,285 @@
+"""The command `nnunet_genesis`: words → calls → text."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from nnunet_genesis.errors import GenesisError
+
+LEFT_OUT = 2
+"""Exit code when the work was done but for some cases."""
+
+FLAGS = {"learning_rate": "--lr"}
+"""Settings whose flag is not their name."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Returns:
+        0, or 2 if some cases were left out, or 1 after an error, which is printed as one line.
+    """
+    parser = build_parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        return int(chosen.run(chosen))
+    except GenesisError as error:
+        print(f"nnunet_genesis {chosen.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            f"nnunet_genesis {chosen.command}: interrupted; run the same command to go on.", file=sys.stderr
+        )
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="nnunet_genesis",
+        description="Pre-train nnU-Net on unlabeled scans, transfer the weights, fine-tune. The usual order: "
+        "import, plan, preprocess, nnUNetv2_train … -tr nnUNetTrainerGenesisPretrain, transfer, "
+        "nnUNetv2_train … -tr nnUNetTrainerGenesisFinetune, nnUNetv2_predict.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_import, _add_plan, _add_preprocess, _add_transfer, _add_trainers):
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, text: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_import(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "import",
+        _import,
+        "Make an nnU-Net raw dataset, without labels, from scans.",
+        "nnunet_genesis import -d 501 -n ChestCT --channels CT /data/scans",
+    )
+    parser.add_argument("sources", nargs="+", type=Path, metavar="PATH", help="files or folders (searched "
+                        "recursively): .nii .nii.gz .nrrd .mha .mhd and DICOM series")  # fmt: skip
+    parser.add_argument("-d", required=True, type=int, metavar="ID", help="id of the new dataset, 1 to 999")
+    parser.add_argument("-n", required=True, metavar="NAME", help="its name, e.g. ChestCT")
+    parser.add_argument("--channels", required=True, nargs="+", metavar="NAME", help="channel names as in the target "
+                        "dataset, e.g. CT, or FLAIR T1w t1gd T2w; CT chooses nnU-Net's CT normalisation")  # fmt: skip
+    parser.add_argument("--link", action="store_true", help="link .nii.gz files instead of copying them")
+    _add_processes(parser)
+
+
+def _import(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.datasets import nnunet_folder
+    from nnunet_genesis.volumes import import_scans
+
+    report = import_scans(
+        chosen.sources, nnunet_folder("nnUNet_raw"), chosen.d, chosen.n, chosen.channels, link=chosen.link,
+        processes=chosen.np,
+    )  # fmt: skip
+    print(
+        f"{report.imported} cases imported into {report.folder}, {report.already_there} were there already."
+    )
+    return _left_out(report.rejected, f"details: {report.folder / 'import_report.json'}")
+
+
+def _add_plan(commands: Any) -> None:
+    from nnunet_genesis.corruption import RECIPES, Recipe
+    from nnunet_genesis.planning import PLANS_NAME
+    from nnunet_genesis.settings import DEFAULT_RECIPE, PretrainingSettings
+
+    parser = _command(
+        commands,
+        "plan",
+        _plan,
+        "Give a dataset the plans of the target dataset (or of a template), with settings for pre-training.",
+        "nnunet_genesis plan -d 501 --like 4 --epochs 200 --iterations 250 --loss l1",
+    )
+    parser.add_argument("-d", required=True, metavar="ID", help="dataset to pre-train on, id or name")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--like", metavar="ID", help="target dataset, id or name, already planned")
+    source.add_argument(
+        "--template", metavar="NAME", help="ready plans: a name from the plans folder, or a .json file"
+    )
+    parser.add_argument(
+        "--like-plans", default="nnUNetPlans", metavar="PLANS", help="plans of the target (%(default)s)"
+    )
+    parser.add_argument(
+        "-p", default=PLANS_NAME, metavar="PLANS", help="name of the plans to write (%(default)s)"
+    )
+    _add_settings(parser.add_argument_group("pre-training settings"), PretrainingSettings)
+    recipe = parser.add_argument_group("corruption recipe")
+    recipe.add_argument(
+        "--recipe", default=DEFAULT_RECIPE, choices=list(RECIPES), help="values to start from (%(default)s)"
+    )
+    _add_settings(recipe, Recipe)
+
+
+def _plan(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.corruption import RECIPES, Recipe
+    from nnunet_genesis.datasets import dataset_name
+    from nnunet_genesis.planning import plan_from_template, plan_like
+    from nnunet_genesis.settings import PretrainingSettings
+
+    recipe = Recipe(**(RECIPES[chosen.recipe].block() | _given(chosen, Recipe)))
+    settings = PretrainingSettings(**_given(chosen, PretrainingSettings), recipe=recipe)
+    dataset = dataset_name(chosen.d)
+    if chosen.template:
+        path = plan_from_template(dataset, chosen.template, chosen.p, settings)
+    else:
+        path = plan_like(dataset, dataset_name(chosen.like), chosen.like_plans, chosen.p, settings)
+    print(f"Wrote {path}")
+    return 0
+
+
+def _add_preprocess(commands: Any) -> None:
+    from nnunet_genesis.planning import PLANS_NAME
+
+    parser = _command(
+        commands,
+        "preprocess",
+        _preprocess,
+        "Preprocess images without labels, as nnU-Net would. Goes on where an interrupted run stopped.",
+        "nnunet_genesis preprocess -d 501 -c 3d_fullres -np 4",
+    )
+    parser.add_argument("-d", required=True, metavar="ID", help="dataset, id or name")
+    parser.add_argument(
+        "-c", required=True, nargs="+", metavar="CONFIGURATION", help="2d, 3d_lowres or 3d_fullres"
+    )
+    parser.add_argument("-p", default=PLANS_NAME, metavar="PLANS", help="plans to follow (%(default)s)")
+    _add_processes(parser)
+
+
+def _preprocess(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.datasets import dataset_name
+    from nnunet_genesis.preprocessing import preprocess
+
+    code = 0
+    for configuration in chosen.c:
+        report = preprocess(dataset_name(chosen.d), chosen.p, configuration, processes=chosen.np)
+        print(
+            f"{report.written} cases written to {report.folder}, {report.already_there} were finished already."
+        )
+        code = max(code, _left_out(report.failed, "nothing was written for them"))
+    return code
+
+
+def _add_transfer(commands: Any) -> None:
+    from nnunet_genesis.settings import FineTuningSettings
+    from nnunet_genesis.transferring import SCHEDULE
+
+    parser = _command(
+        commands,
+        "transfer",
+        _transfer,
+        "Carry the weights of a checkpoint into the plans of a dataset, ready for nnUNetTrainerGenesisFinetune.",
+        "nnunet_genesis transfer checkpoint_final.pth -d 4 -c 3d_fullres --epochs 200",
+    )
+    parser.add_argument(
+        "checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="checkpoint of nnU-Net v2"
+    )
+    parser.add_argument("--from-scratch", action="store_true", help="in place of a checkpoint: plans for a control arm "
+                        "with the same trainer and settings but random weights")  # fmt: skip
+    parser.add_argument("-d", required=True, metavar="ID", help="target dataset, id or name")
+    parser.add_argument("-c", required=True, metavar="CONFIGURATION", help="2d, 3d_lowres or 3d_fullres")
+    parser.add_argument(
+        "-p", default="nnUNetPlans", metavar="PLANS", help="plans of the target (%(default)s)"
+    )
+    parser.add_argument(
+        "--to", metavar="PLANS", help="name of the plans to write (those of -p with _genesis or _scratch)"
+    )
+    _add_settings(parser.add_argument_group("fine-tuning settings"), FineTuningSettings, SCHEDULE)
+
+
+def _transfer(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.datasets import dataset_name
+    from nnunet_genesis.settings import FineTuningSettings
+    from nnunet_genesis.transferring import transfer
+
+    if (chosen.checkpoint is None) == (not chosen.from_scratch):
+        raise GenesisError("Name a checkpoint, or --from-scratch for the control arm, and not both.")
+    new_plans = chosen.to or f"{chosen.p}_{'scratch' if chosen.from_scratch else 'genesis'}"
+    dataset = dataset_name(chosen.d)
+    done = transfer(
+        chosen.checkpoint, dataset, chosen.p, chosen.c, new_plans, _given(chosen, FineTuningSettings)
+    )
+    if done.ledger is not None:
+        print(done.ledger.table())
+    print(f"Wrote {done.plans_file}. Now fine-tune{' (from scratch)' if chosen.from_scratch else ''}:")
+    print(f"  nnUNetv2_train {chosen.d} {chosen.c} FOLD -tr nnUNetTrainerGenesisFinetune -p {new_plans}")
+    return 0
+
+
+def _add_trainers(commands: Any) -> None:
+    _command(
+        commands,
+        "trainers",
+        _trainers,
+        "Print the folder that nnU-Net must know to find the trainers.",
+        'export nnUNet_extTrainer="$(nnunet_genesis trainers)"',
+    )
+
+
+def _trainers(_: argparse.Namespace) -> int:
+    from nnunet_genesis.locations import trainers_folder
+
+    print(trainers_folder())
+    return 0
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-np", type=int, default=4, metavar="N", help="number of processes (%(default)s)")
+
+
+def _add_settings(parser: Any, kind: Any, names: Iterable[str] = ()) -> None:
+    """One flag per declared setting: `--shuffle-windows` for `shuffle_windows`; the default is not filled in."""
+    for declared in fields(kind):
+        if "text" not in declared.metadata or (names and declared.name not in names):
+            continue
+        default: Any = declared.default
+        pair = isinstance(default, tuple)
+        parser.add_argument(
+            FLAGS.get(declared.name, "--" + declared.name.replace("_", "-")),
+            dest=declared.name,
+            default=argparse.SUPPRESS,
+            type=type(default[0]) if pair else type(default),
+            nargs=2 if pair else None,
+            choices=declared.metadata["choices"] or None,
+            metavar=("LOW", "HIGH") if pair else ("X" if isinstance(default, float) else "N"),
+            help=f"{declared.metadata['text']} ({' '.join(map(str, default)) if pair else default})".replace(
+                "%", "%%"
+            ),
+        )
+
+
+def _given(chosen: argparse.Namespace, kind: Any) -> dict[str, Any]:
+    """The settings of one kind that were given as flags."""
+    return {declared.name: getattr(chosen, declared.name) for declared in fields(kind) if declared.name in chosen
+            and "text" in declared.metadata}  # fmt: skip
+
+
+def _left_out(reasons: dict[str, str], advice: str) -> int:
+    """Print what was left out and why; the exit code."""
+    if not reasons:
+        return 0
+    print(f"{len(reasons)} left out ({advice}):", file=sys.stderr)
+    for what, why in reasons.items():
+        print(f"  {what}: {why}", file=sys.stderr)
+    return LEFT_OUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

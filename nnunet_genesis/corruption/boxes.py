@@ -1,0 +1,72 @@
+"""Boxes that fit any patch: drawing, growing and shrinking them, their union and its share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Box = tuple[tuple[int, int], ...]
+"""First voxel and voxel after the last one, for each spatial axis."""
+
+
+def voxels_of(share: float, edge: int, up: bool = False) -> int:
+    """A share of a patch edge in whole voxels, rounded down (or up), at least 1."""
+    return max(1, math.ceil(share * edge - 1e-9) if up else math.floor(share * edge + 1e-9))
+
+
+def draw_box(shape: Sequence[int], extent: tuple[float, float], margin: int, up: bool, rng: np.random.Generator) -> Box:
+    """Draw one box with independent, uniform edges and a uniform position.
+
+    Args:
+        shape: Spatial shape of the patch, any axis at least 1 voxel.
+        extent: Shortest and longest edge as shares of the patch edge.
+        margin: Voxels kept free at the patch border; where the box is too long for it, as many as fit.
+        up: Whether edges are rounded up to whole voxels, not down.
+        rng: Source of randomness.
+    """
+    box = []
+    for edge in shape:
+        shortest, longest = (voxels_of(share, edge, up) for share in extent)
+        length = int(rng.integers(shortest, longest, endpoint=True))
+        free = min(margin, (edge - length) // 2)
+        start = int(rng.integers(free, edge - length - free, endpoint=True))
+        box.append((start, start + length))
+    return tuple(box)
+
+
+def grown(box: Box, shape: Sequence[int]) -> Box:
+    """The box with one voxel more on every side, clipped at the patch."""
+    return tuple((max(0, low - 1), min(edge, high + 1)) for (low, high), edge in zip(box, shape, strict=True))
+
+
+def shrunk(box: Box) -> Box:
+    """The box with one voxel less on both sides of each axis that is longer than 2 voxels."""
+    return tuple((low + 1, high - 1) if high - low > 2 else (low, high) for low, high in box)
+
+
+def union(boxes: Sequence[Box], shape: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Boolean mask of spatial shape: True inside any box."""
+    mask = np.zeros(tuple(shape), dtype=bool)
+    for box in boxes:
+        mask[tuple(slice(low, high) for low, high in box)] = True
+    return mask
+
+
+def union_share(boxes: Sequence[Box], shape: Sequence[int]) -> float:
+    """Share of the patch inside any box, 0..1.
+
+    Counted on the grid that the box faces cut, not on voxels: the cost does not depend on the patch size.
+    """
+    if not boxes:
+        return 0.0
+    cuts = [sorted({face for box in boxes for face in box[axis]}) for axis in range(len(shape))]
+    cells = [
+        tuple((cut.index(low), cut.index(high)) for cut, (low, high) in zip(cuts, box, strict=True)) for box in boxes
+    ]
+    covered = union(cells, [len(cut) - 1 for cut in cuts]).astype(np.int64)
+    for cut in reversed(cuts):
+        covered = covered @ np.diff(cut)
+    return int(covered) / math.prod(shape)

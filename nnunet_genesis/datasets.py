@@ -1,0 +1,105 @@
+"""nnU-Net's folders and a dataset's files in them: found by id or name, or a message that says what is missing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from nnunet_genesis.errors import DatasetError
+from nnunet_genesis.files import read_json
+
+
+def nnunet_folder(variable: str) -> Path:
+    """The folder that the environment variable `variable` (e.g. `nnUNet_raw`) names.
+
+    Raises:
+        DatasetError: The variable is not set.
+    """
+    value = os.environ.get(variable)
+    if not value:
+        raise DatasetError(
+            f"The environment variable {variable} is not set. Set it as for nnU-Net: export {variable}=FOLDER"
+        )
+    return Path(value)
+
+
+def dataset_name(id_or_name: str) -> str:
+    """`4`, `004` or `Dataset004_Hippocampus` → `Dataset004_Hippocampus`.
+
+    Raises:
+        DatasetError: No folder, or several folders with different names, carry that id.
+    """
+    folders = [Path(os.environ[v]) for v in ("nnUNet_raw", "nnUNet_preprocessed") if os.environ.get(v)]
+    if id_or_name.startswith("Dataset"):
+        pattern = id_or_name
+    elif id_or_name.isdigit():
+        pattern = f"Dataset{int(id_or_name):03d}_*"
+    else:
+        raise DatasetError(
+            f"-d takes a dataset id such as 4 or a name such as Dataset004_Hippocampus, not {id_or_name}."
+        )
+    names = sorted({found.name for folder in folders for found in folder.glob(pattern) if found.is_dir()})
+    if not names:
+        places = ", ".join(map(str, folders)) or "neither is set"
+        raise DatasetError(f"No dataset {id_or_name} in nnUNet_raw or nnUNet_preprocessed ({places}).")
+    if len(names) > 1:
+        raise DatasetError(
+            f"The dataset id {id_or_name} is used more than once: {', '.join(names)}. Rename or remove one."
+        )
+    return names[0]
+
+
+def preprocessed_folder(name: str) -> Path:
+    """`nnUNet_preprocessed/<name>` (may not exist yet)."""
+    return nnunet_folder("nnUNet_preprocessed") / name
+
+
+def read_dataset_json(name: str) -> dict[str, Any]:
+    """The dataset.json of a dataset, from nnUNet_raw or else from nnUNet_preprocessed.
+
+    Raises:
+        DatasetError: There is none, or it lacks what nnU-Net needs.
+    """
+    raw = nnunet_folder("nnUNet_raw") / name / "dataset.json"
+    path = raw if raw.is_file() else preprocessed_folder(name) / "dataset.json"
+    content = read_json(path, "The dataset description", "Import the images first: nnunet_genesis import --help")
+    for key in ("channel_names", "labels", "file_ending"):
+        if key not in content:
+            raise DatasetError(f'The dataset description {path} has no "{key}".')
+    return content  # type: ignore[no-any-return]
+
+
+def channel_names(dataset_json: dict[str, Any]) -> list[str]:
+    """Channel names in the order of their numbers."""
+    channels = dataset_json["channel_names"]
+    return [str(channels[key]) for key in sorted(channels, key=int)]
+
+
+def read_plans(name: str, plans_name: str) -> dict[str, Any]:
+    """The plans file `nnUNet_preprocessed/<name>/<plans_name>.json`.
+
+    Raises:
+        DatasetError: It is missing; the message lists the plans that are there.
+    """
+    folder = preprocessed_folder(name)
+    path = folder / f"{plans_name}.json"
+    others = [found.stem for found in folder.glob("*Plans*.json") if not found.stem.endswith("_preprocessing")]
+    advice = f"Plans of this dataset: {', '.join(sorted(others)) or 'none'}. Plan it first, or name other plans."
+    plans = read_json(path, "The plans file", advice)
+    if "configurations" not in plans:
+        raise DatasetError(f"{path} is not a plans file of nnU-Net v2: it has no configurations.")
+    return plans  # type: ignore[no-any-return]
+
+
+def check_configuration(plans: dict[str, Any], configuration: str) -> None:
+    """Refuse a configuration that the plans do not have.
+
+    Raises:
+        DatasetError: Names the configurations there are.
+    """
+    if configuration not in plans["configurations"]:
+        raise DatasetError(
+            f"The plans {plans.get('plans_name')} have no configuration {configuration}; "
+            f"they have {', '.join(plans['configurations'])}."
+        )

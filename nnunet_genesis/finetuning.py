@@ -1,0 +1,128 @@
+"""nnU-Net trainer that starts from transferred weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_genesis.checkpoint import bare, network_weights, read_checkpoint, save_plain, versions
+from nnunet_genesis.errors import CheckpointError, TransferError, one_line
+from nnunet_genesis.files import sha256
+from nnunet_genesis.settings import FineTuningSettings
+from nnunet_genesis.training import check_before_training, volumes_folder
+
+
+class WarmupPoly(PolyLRScheduler):
+    """Linear warm-up, then nnU-Net's poly schedule over the remaining epochs."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, initial_lr: float, warmup: int, epochs: int) -> None:
+        """Lengths in epochs; the rate of the epochs before `warmup` is `initial_lr * (epoch + 1) / (warmup + 1)`."""
+        self.warmup = warmup
+        super().__init__(optimizer, initial_lr, epochs - warmup)
+
+    def step(self, current_step: int | None = None) -> None:
+        """Set the learning rate of epoch `current_step`."""
+        epoch = 0 if current_step is None else current_step
+        super().step(max(0, epoch - self.warmup))
+        if epoch < self.warmup:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.initial_lr * (epoch + 1) / (self.warmup + 1)
+            self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+
+class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
+    """Fine-tune from the weights that the plans' genesis block names (written by `nnunet_genesis transfer`).
+
+    Everything but start, length and learning rate is nnU-Net's. A fresh training refuses to start when the weights
+    are missing, altered or do not fit; a resumed one, validation and prediction never need them.
+    """
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ) -> None:
+        """As in nnU-Net; ends with one line where plans or settings are wrong."""
+        with one_line():
+            self.settings = FineTuningSettings.of_plans(plans, configuration)
+            check_before_training(plans, configuration)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.settings.epochs
+        self.num_iterations_per_epoch = self.settings.iterations
+        self.initial_lr = self.settings.learning_rate
+        self.has_resumed = False
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+        """nnU-Net's optimiser; its schedule after a warm-up."""
+        optimizer, _ = super().configure_optimizers()
+        return optimizer, WarmupPoly(optimizer, self.initial_lr, self.settings.warmup, self.num_epochs)
+
+    def initialize(self) -> None:
+        """As in nnU-Net, after a look for the preprocessed volumes."""
+        with one_line():
+            identifier, suffix = self.configuration_manager.data_identifier, f"_{self.configuration_name}"
+            volumes_folder(self, f"nnUNetv2_preprocess -plans_name {identifier.removesuffix(suffix)}")
+        super().initialize()
+
+    def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
+        """Resume: the network is this training's own from here on."""
+        super().load_checkpoint(filename_or_checkpoint)
+        self.has_resumed = True
+
+    def on_train_start(self) -> None:
+        """Load the transferred weights into a fresh training, then as in nnU-Net."""
+        if not self.has_resumed:
+            with one_line():
+                if self.was_initialized and self.settings.weights:
+                    raise TransferError(
+                        "-pretrained_weights was given, but the plans name transferred weights already. Leave "
+                        "-pretrained_weights out, or train with another trainer."
+                    )
+                self._start_from_transferred_weights()
+        super().on_train_start()
+
+    def _start_from_transferred_weights(self) -> None:
+        """Replace the network's weights by the file's.
+
+        Raises:
+            CheckpointError: The file is missing, altered or unreadable.
+            TransferError: It does not fit the network.
+        """
+        again = "Run nnunet_genesis transfer again."
+        if not self.settings.weights:
+            self.print_to_log_file("TRAINING FROM SCRATCH, as the plans ask: this is the control arm.")
+            return
+        path = Path(self.preprocessed_dataset_folder_base) / self.settings.weights
+        if not path.is_file():
+            raise CheckpointError(f"The transferred weights {path} do not exist. {again}")
+        if sha256(path) != self.settings.sha256:
+            raise CheckpointError(f"The transferred weights {path} were altered after the transfer. {again}")
+        weights = network_weights(read_checkpoint(path), path)
+        if not self.was_initialized:
+            self.initialize()
+        try:
+            bare(self.network).load_state_dict(weights, strict=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise TransferError(
+                f"The transferred weights {path} do not fit this network: {reason}. {again}"
+            ) from None
+        self.print_to_log_file(
+            f"Starting from {self.settings.source} (SHA-256 {self.settings.source_sha256[:12]}…): "
+            f"{self.settings.coverage:.1%} of the parameters, segmentation heads aside, come from it."
+        )
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint, written atomically and in plain types, with where the weights came from."""
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            facts = {"task": "fine-tuning", "settings": self.settings.block(), "versions": versions()}
+            save_plain(super().save_checkpoint, facts, Path(filename))
+        else:
+            super().save_checkpoint(filename)

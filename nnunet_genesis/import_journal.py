@@ -1,0 +1,102 @@
+"""What the runs of an import did ⇄ `import_report.json` and `dataset.json` in the dataset folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nnunet_genesis.errors import DatasetError
+from nnunet_genesis.files import read_json, write_json
+
+REPORT = "import_report.json"
+REPORT_EVERY = 2.0
+"""Seconds between two writings of the report during a run."""
+
+
+@dataclass
+class Record:
+    """What is kept about one source.
+
+    Attributes:
+        case: Case name, kept for later runs.
+        state: State of the source when it was imported or rejected; empty if it was never finished.
+        reason: Why it was rejected, or empty.
+    """
+
+    case: str = ""
+    state: str = ""
+    reason: str = ""
+
+
+@dataclass
+class Journal:
+    """The records of all sources of a dataset, in memory and in its folder."""
+
+    folder: Path
+    channels: Sequence[str]
+    records: dict[str, Record] = field(default_factory=dict)
+    saved: float = 0.0
+
+    @classmethod
+    def read(cls, folder: Path, channels: Sequence[str]) -> Journal:
+        """The records of earlier runs, if there are any.
+
+        Raises:
+            DatasetError: The report was damaged by other hands.
+        """
+        path, advice = folder / REPORT, "Delete it; imported cases are kept."
+        content = read_json(path, "The import report", advice) if path.exists() else {"sources": {}}
+        try:
+            records = {source: Record(**kept) for source, kept in content["sources"].items()}
+        except (AttributeError, KeyError, TypeError):
+            raise DatasetError(f"The import report {path} was changed and cannot be used. {advice}") from None
+        return cls(folder, channels, records)
+
+    def case_files(self, case: str) -> list[Path]:
+        """The files of a case in `imagesTr`, one per channel."""
+        return [self.folder / "imagesTr" / f"{case}_{n:04d}.nii.gz" for n in range(len(self.channels))]
+
+    def save(self) -> None:
+        """Write the report and `dataset.json`; in the latter, what was added by hand is kept.
+
+        Raises:
+            DatasetError: They cannot be written.
+        """
+        rejected = {source: record.reason for source, record in self.records.items() if record.reason}
+        imported = sum(bool(record.state) and not record.reason for record in self.records.values())
+        sources = {source: asdict(record) for source, record in self.records.items()}
+        report = {"imported": imported, "rejected": rejected, "sources": sources}
+        ours = describe(self.folder, self.channels)
+        path = self.folder / "dataset.json"
+        found = read_json(path, "The dataset description", "Delete it.") if path.exists() else {}
+        try:
+            write_json(report, self.folder / REPORT)
+            write_json({**ours, **found, "numTraining": ours["numTraining"]}, path)
+        except OSError as error:
+            raise DatasetError(
+                f"{self.folder} cannot be written to ({error.strerror}). Make space or give access, then run "
+                "the same command again: finished cases are kept."
+            ) from None
+        self.saved = time.monotonic()
+
+    def save_now_and_then(self) -> None:
+        """Save if the last time is some seconds ago."""
+        if time.monotonic() - self.saved > REPORT_EVERY:
+            self.save()
+
+
+def describe(folder: Path, channels: Sequence[str]) -> dict[str, Any]:
+    """The content of `dataset.json`; cases are counted as nnU-Net finds them in `imagesTr`."""
+    files = (folder / "imagesTr").glob("*.nii.gz")
+    return {
+        "name": folder.name,
+        "description": "Unlabeled scans, imported by nnunet-genesis for pre-training.",
+        "channel_names": {str(number): channel for number, channel in enumerate(channels)},
+        "labels": {"background": 0},
+        "numTraining": len({file.name[: -len("_0000.nii.gz")] for file in files}),
+        "file_ending": ".nii.gz",
+        "overwrite_image_reader_writer": "SimpleITKIO",
+    }

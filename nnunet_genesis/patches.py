@@ -1,0 +1,137 @@
+"""Preprocessed volumes → batches of (corrupted, original) patches; batch n is a function of the seed and n alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from nnunet_genesis.corruption import Recipe, make_pair
+
+ATTEMPTS = 10
+"""Crops tried before one that is nearly empty is accepted."""
+
+TRAINING, VALIDATION = 0, 1
+"""Streams of random numbers: no validation patch is cut and corrupted like a training patch."""
+
+
+@dataclass
+class PatchBatches(Dataset[dict[str, Any]]):
+    """Batches to train or validate restoration on, addressed by their number.
+
+    Sample `k` of a stream is drawn from a generator of its own, `default_rng([seed, stream, k])`. Hence the same
+    patches come in the same order whatever the number of workers or GPUs, and after a restart as without one.
+
+    A batch is nnU-Net's dictionary: `data` float32 (B, C, *patch), `target` alike, `keys` the case identifiers.
+    Where a volume is smaller than the patch, `data` is padded with 0, as in nnU-Net, and `target` with NaN:
+    voxels without a finite target carry no loss.
+    """
+
+    volumes: Any
+    """A dataset of nnU-Net: `identifiers` and `load_case(identifier)`."""
+    patch_size: tuple[int, ...]
+    """Two entries (a random slice along the first axis) or three, in voxels."""
+    batch_size: int
+    """Patches of this process per batch."""
+    global_batch_size: int
+    """Patches of all processes per batch."""
+    first: int
+    """Position of this process' first patch in the global batch."""
+    recipe: Recipe
+    seed: int
+    stream: int
+    minimum_contrast: float
+    _spread: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Batch `number`, counted from 0."""
+        begin = number * self.global_batch_size + self.first
+        samples = [self.sample(begin + i) for i in range(self.batch_size)]
+        return {
+            "data": torch.stack([data for data, _, _ in samples]),
+            "target": torch.stack([target for _, target, _ in samples]),
+            "keys": [key for _, _, key in samples],
+        }
+
+    def sample(self, k: int) -> tuple[torch.Tensor, torch.Tensor, str]:
+        """Sample `k`: corrupted and original patch, float32 (C, *patch), and the case they are from."""
+        crops = np.random.default_rng([self.seed, self.stream, k, 0])
+        corruptions = np.random.default_rng([self.seed, self.stream, k, 1])
+        cases = self.volumes.identifiers
+        # validation walks through the volumes, so that all count alike
+        case = cases[k % len(cases)] if self.stream == VALIDATION else cases[crops.integers(len(cases))]
+        crop = self._informative_crop(case, crops)
+        corrupted, clean = make_pair(torch.from_numpy(crop), self.recipe, corruptions)
+        return pad(corrupted, self.patch_size, 0.0), pad(clean, self.patch_size, float("nan")), case
+
+    def _informative_crop(self, case: str, rng: np.random.Generator) -> np.ndarray:
+        """A random crop that is not empty air, (C, *at most the patch), float32."""
+        volume = self.volumes.load_case(case)[0]
+        if case not in self._spread:
+            self._spread[case] = spread(volume)
+        best, most = None, -1.0
+        for _ in range(ATTEMPTS):
+            crop = random_crop(volume, self.patch_size, rng)
+            variation = np.nanstd(crop.reshape(len(crop), -1), axis=1)
+            contrast = float(np.nanmax(variation / np.maximum(self._spread[case], 1e-12)))
+            if best is None or contrast > most:
+                best, most = crop, contrast
+            if most >= self.minimum_contrast:
+                break
+        return best  # type: ignore[return-value]
+
+
+def random_crop(volume: Any, patch_size: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Cut a patch at a uniformly random position.
+
+    Args:
+        volume: Array-like (C, z, y, x); of a compressed volume only the patch is read.
+        patch_size: Three entries, or two for a patch (y, x) of a random slice; voxels.
+        rng: Source of the position.
+
+    Returns:
+        float32 (C, *patch), smaller than the patch along axes on which the volume is smaller.
+    """
+    size = (1, *patch_size) if len(patch_size) == 2 else patch_size
+    starts = [int(rng.integers(max(0, have - want) + 1)) for have, want in zip(volume.shape[1:], size, strict=True)]
+    window = [slice(start, start + want) for start, want in zip(starts, size, strict=True)]
+    crop = np.array(volume[tuple([slice(None), *window])], dtype=np.float32)
+    return crop[:, 0] if len(patch_size) == 2 else crop
+
+
+def spread(volume: Any) -> np.ndarray:
+    """Standard deviation of each channel over the volume's three central planes, (C,).
+
+    A cheap stand-in for that of the whole volume, which would have to be decompressed.
+    """
+    planes = []
+    for axis, length in enumerate(volume.shape[1:], start=1):
+        window = [slice(None)] * len(volume.shape)
+        window[axis] = slice(length // 2, length // 2 + 1)
+        planes.append(np.asarray(volume[tuple(window)], dtype=np.float32).reshape(volume.shape[0], -1))
+    return np.asarray(np.nanstd(np.concatenate(planes, axis=1), axis=1))
+
+
+def pad(patch: torch.Tensor, patch_size: tuple[int, ...], value: float) -> torch.Tensor:
+    """Pad (C, *spatial) on both sides to (C, *patch_size)."""
+    missing = [want - have for have, want in zip(patch.shape[1:], patch_size, strict=True)]
+    sides = [side for gap in reversed(missing) for side in (gap // 2, gap - gap // 2)]
+    return torch.nn.functional.pad(patch, sides, value=value)
+
+
+def load(batches: PatchBatches, numbers: Iterable[int], workers: int, pin_memory: bool) -> Iterator[dict[str, Any]]:
+    """Batches with the given numbers, in that order, prepared by `workers` processes (0: by this one)."""
+    return iter(
+        DataLoader(
+            batches,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            prefetch_factor=3 if workers else None,
+        )
+    )

@@ -1,0 +1,163 @@
+"""Plans of a target dataset, or a template → plans, dataset.json and fingerprint of a dataset to pre-train on."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from nnunet_genesis.datasets import (
+    channel_names,
+    nnunet_folder,
+    preprocessed_folder,
+    read_dataset_json,
+    read_plans,
+)
+from nnunet_genesis.errors import DatasetError
+from nnunet_genesis.files import read_json, write_json
+from nnunet_genesis.locations import plans_folder
+from nnunet_genesis.settings import PretrainingSettings
+
+PLANS_NAME = "nnUNetGenesisPlans"
+
+
+def plan_like(
+    dataset: str, target: str, target_plans: str, plans_name: str, settings: PretrainingSettings
+) -> Path:
+    """Give `dataset` the plans of `target`, so that pre-training builds and feeds exactly the target's network.
+
+    Args:
+        dataset: Name of the dataset to pre-train on; it may be the target itself.
+        target: Name of the labeled, already planned dataset.
+        target_plans: Name of the target's plans.
+        plans_name: Name of the plans to write.
+        settings: Pre-training settings for the genesis block.
+
+    Returns:
+        The plans file written.
+
+    Raises:
+        DatasetError: Something is missing, or channel names or their number differ.
+    """
+    dataset_json = read_dataset_json(dataset)
+    plans = read_plans(target, target_plans)
+    ours, theirs = channel_names(dataset_json), channel_names(read_dataset_json(target))
+    if [name.casefold() for name in ours] != [name.casefold() for name in theirs]:
+        raise DatasetError(
+            f"The channels of {dataset} are {', '.join(ours)}, those of {target} are {', '.join(theirs)}. They must be "
+            "the same, in the same order: import the scans again with --channels " + " ".join(theirs)
+        )
+    if plans_name == target_plans and dataset == target:
+        raise DatasetError(f"The plans {plans_name} of {target} would be overwritten. Name others with -p.")
+    return _write(
+        _adapted(plans, dataset, dataset_json, plans_name, keep_data=dataset == target),
+        dataset_json,
+        settings,
+    )
+
+
+def plan_from_template(dataset: str, template: str, plans_name: str, settings: PretrainingSettings) -> Path:
+    """Give `dataset` the plans of a template: a name from the folder `plans`, or the path of a plans file.
+
+    Raises:
+        DatasetError: There is no such template, or it cannot normalise a channel of this dataset.
+    """
+    names = sorted(found.stem for found in plans_folder().glob("*.json"))
+    path = Path(template) if template.endswith(".json") else plans_folder() / f"{template}.json"
+    plans = read_json(
+        path, "The plans template", f"Templates: {', '.join(names)}; or the path of a plans file."
+    )
+    dataset_json = read_dataset_json(dataset)
+    channels = channel_names(dataset_json)
+    statistics = plans.get("foreground_intensity_properties_per_channel", {})
+    for number, channel in enumerate(channels):
+        if channel.casefold() == "ct" and str(number) not in statistics:
+            raise DatasetError(
+                f"The template {template} has no intensity statistics for the CT channel {number}, which nnU-Net's CT "
+                "normalisation needs. Use --like with a planned CT dataset."
+            )
+    plans = copy.deepcopy(plans)
+    every = {str(number): statistics.get(str(number), {}) for number in range(len(channels))}
+    plans["foreground_intensity_properties_per_channel"] = every
+    for configuration in plans["configurations"].values():
+        for key in ("normalization_schemes", "use_mask_for_norm"):
+            if key in configuration:
+                configuration[key] = [configuration[key][0]] * len(channels)
+    return _write(_adapted(plans, dataset, dataset_json, plans_name, keep_data=False), dataset_json, settings)
+
+
+def _adapted(
+    plans: dict[str, Any], dataset: str, dataset_json: dict[str, Any], plans_name: str, *, keep_data: bool
+) -> dict[str, Any]:
+    """The plans under a new name for another dataset; `keep_data` reuses the preprocessed data of the old name."""
+    adapted = copy.deepcopy(plans)
+    old_name = adapted.get("plans_name", "")
+    adapted["dataset_name"], adapted["plans_name"] = dataset, plans_name
+    adapted["image_reader_writer"] = dataset_json.get(
+        "overwrite_image_reader_writer", adapted["image_reader_writer"]
+    )
+    adapted.pop("genesis", None)
+    for configuration in adapted["configurations"].values():
+        identifier = configuration.get("data_identifier")
+        if identifier and not keep_data:
+            rest = identifier.removeprefix(old_name).lstrip("_") if old_name else identifier
+            configuration["data_identifier"] = f"{plans_name}_{rest}"
+    return adapted
+
+
+def _write(plans: dict[str, Any], dataset_json: dict[str, Any], settings: PretrainingSettings) -> Path:
+    """Write everything that preprocessing and training read; files of nnU-Net that exist are kept."""
+    folder = preprocessed_folder(plans["dataset_name"])
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "dataset_fingerprint.json").is_file():
+        write_json(_fingerprint(plans, dataset_json), folder / "dataset_fingerprint.json")
+    unlabeled = not (nnunet_folder("nnUNet_raw") / plans["dataset_name"] / "labelsTr").is_dir()
+    if unlabeled or not (folder / "dataset.json").is_file():
+        write_json(dataset_json, folder / "dataset.json")
+    path = folder / f"{plans['plans_name']}.json"
+    write_json(plans | {"genesis": {"pretraining": settings.block()}}, path)
+    return path
+
+
+def raw_cases(dataset: str, dataset_json: dict[str, Any]) -> dict[str, list[str]]:
+    """Case identifiers and image files, one per channel, of a raw dataset.
+
+    Raises:
+        DatasetError: The dataset is not in nnUNet_raw or has no images.
+    """
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    folder = nnunet_folder("nnUNet_raw") / dataset
+    if not (folder / "imagesTr").is_dir() and "dataset" not in dataset_json:
+        raise DatasetError(
+            f"{folder}/imagesTr does not exist. Import the images first: nnunet_genesis import --help"
+        )
+    found = get_filenames_of_train_images_and_targets(str(folder), dataset_json)
+    if not found:
+        raise DatasetError(f"{folder}/imagesTr holds no image that ends in {dataset_json['file_ending']}.")
+    return {case: [str(image) for image in files["images"]] for case, files in found.items()}
+
+
+def _fingerprint(plans: dict[str, Any], dataset_json: dict[str, Any]) -> dict[str, Any]:
+    """A fingerprint without labels: geometry from the image headers, intensities from the plans.
+
+    nnU-Net copies the file at the start of a training and reads nothing from it.
+    """
+    spacings, shapes = [], []
+    reader = sitk.ImageFileReader()
+    for images in raw_cases(plans["dataset_name"], dataset_json).values():
+        reader.SetFileName(images[0])
+        reader.ReadImageInformation()
+        spacings.append([float(value) for value in reader.GetSpacing()[::-1]])
+        shapes.append([int(value) for value in reader.GetSize()[::-1]])
+    return {
+        "spacings": spacings,
+        "shapes_after_crop": shapes,
+        "foreground_intensity_properties_per_channel": plans["foreground_intensity_properties_per_channel"],
+        "median_relative_size_after_cropping": 1.0,
+        "median_spacing": np.median(spacings, axis=0).tolist(),
+        "made_by": "nnunet-genesis, without labels: shapes are those before cropping, intensities are the plans'",
+    }

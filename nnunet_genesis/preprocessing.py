@@ -1,0 +1,207 @@
+"""Raw images without labels → volumes in nnU-Net's preprocessed layout, by nnU-Net's own preprocessor."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunet_genesis.datasets import check_configuration, preprocessed_folder, read_dataset_json, read_plans
+from nnunet_genesis.errors import DatasetError
+from nnunet_genesis.files import read_json, write_json
+from nnunet_genesis.planning import raw_cases
+from nnunet_genesis.workers import each_case
+
+ENDINGS = ("_seg.b2nd", ".pkl", ".b2nd")
+"""The files of a case, in the order in which they get their final names: nnU-Net lists cases by `.b2nd`."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case to preprocess: small enough to send to a worker."""
+
+    case: str
+    images: tuple[str, ...]
+    plans_file: str
+    configuration: str
+    dataset_json: str
+    folder: str
+    workshop: str
+
+
+@dataclass
+class PreprocessingReport:
+    """What `preprocess` did: number of cases written, number found finished, and failures with their reason."""
+
+    folder: Path
+    written: int = 0
+    already_there: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def preprocess(
+    dataset: str, plans_name: str, configuration: str, *, processes: int = 1, progress: bool = True
+) -> PreprocessingReport:
+    """Preprocess the images of a raw dataset without reading labels.
+
+    Transposes, crops to nonzero, normalises, resamples and stores like `nnUNetv2_preprocess`, whose files stock
+    trainers can read. Finished cases are skipped; a killed run loses at most the unfinished cases. A case that
+    fails is reported, also in `<data identifier>_preprocessing.json` beside the folder, and stops nothing.
+
+    Args:
+        dataset: Name of the dataset in `nnUNet_raw`.
+        plans_name: Plans written by `nnunet_genesis plan`.
+        configuration: A configuration of these plans.
+        processes: Number of worker processes; memory grows with it, not with the number of cases.
+        progress: Show a progress bar.
+
+    Raises:
+        DatasetError: Something is missing, the configuration is a cascade's second stage, or the finished cases
+            were preprocessed with other plans.
+    """
+    plans = read_plans(dataset, plans_name)
+    check_configuration(plans, configuration)
+    base = preprocessed_folder(dataset)
+    folder = base / _data_identifier(plans, configuration)
+    _refuse_stock_data(plans, folder, configuration)
+    dataset_json = read_dataset_json(dataset)
+    cases = raw_cases(dataset, dataset_json)
+    made_by = _made_by(plans, configuration)
+    record = base / f"{folder.name}_preprocessing.json"
+    _refuse_other_plans(made_by, record, folder)
+    write_json({"made_by": made_by}, record)
+
+    workshop = base / f"{folder.name}_unfinished"
+    shutil.rmtree(workshop, ignore_errors=True)
+    for new in (folder, workshop):
+        new.mkdir(parents=True, exist_ok=True)
+    unfinished = [
+        Job(
+            case,
+            tuple(images),
+            str(base / f"{plans_name}.json"),
+            configuration,
+            str(base / "dataset.json"),
+            str(folder),
+            str(workshop),
+        )
+        for case, images in cases.items()
+        if not is_finished(folder, case)
+    ]
+    report = PreprocessingReport(folder, already_there=len(cases) - len(unfinished))
+    bar = tqdm(
+        total=len(unfinished), desc=f"Preprocessing {configuration}", unit="case", disable=not progress
+    )
+    with bar:
+        for job, result in each_case(preprocess_case, unfinished, processes):
+            if isinstance(result, Exception):
+                report.failed[job.case] = " ".join(f"{result}".split()) or type(result).__name__
+            else:
+                report.written += 1
+            bar.update()
+    shutil.rmtree(workshop, ignore_errors=True)
+    outcome = {"written": report.written, "already_there": report.already_there, "failed": report.failed}
+    write_json({"made_by": made_by} | outcome, record)
+    return report
+
+
+def is_finished(folder: Path, case: str) -> bool:
+    """True when all files of a preprocessed case have their final names."""
+    return all((folder / f"{case}{ending}").is_file() for ending in ENDINGS)
+
+
+def preprocess_case(job: Job) -> None:
+    """Preprocess one case into the workshop, then rename its files into the dataset's folder.
+
+    Raises:
+        DatasetError: The preprocessed volume holds NaN or infinite values, or no variation at all.
+    """
+    plans_manager, configuration_manager = _managers(job.plans_file, job.configuration)
+    preprocessor = configuration_manager.preprocessor_class(verbose=False)
+    unfinished = Path(job.workshop) / job.case
+    preprocessor.run_case_save(
+        str(unfinished), list(job.images), None, plans_manager, configuration_manager, job.dataset_json
+    )
+    _check_volume(unfinished)
+    _declare_unlabeled(Path(f"{unfinished}.pkl"))
+    for ending in ENDINGS:
+        os.replace(f"{unfinished}{ending}", Path(job.folder) / f"{job.case}{ending}")
+
+
+@lru_cache(maxsize=1)
+def _managers(plans_file: str, configuration: str) -> tuple[Any, Any]:
+    import torch
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    torch.set_num_threads(1)
+    plans_manager = PlansManager(plans_file)
+    return plans_manager, plans_manager.get_configuration(configuration)
+
+
+def _declare_unlabeled(properties_file: Path) -> None:
+    """Add the empty class locations that nnU-Net's loader asks for."""
+    properties = pickle.loads(properties_file.read_bytes())
+    properties_file.write_bytes(pickle.dumps(properties | {"class_locations": {}}))
+
+
+def _check_volume(unfinished: Path) -> None:
+    import blosc2
+
+    volume = blosc2.open(urlpath=f"{unfinished}.b2nd", mode="r")[:]
+    if not np.isfinite(volume).all():
+        raise DatasetError("holds NaN or infinite values after preprocessing; remove or repair the image")
+    if volume.min() == volume.max():
+        raise DatasetError("is constant after preprocessing; remove the image")
+
+
+def _data_identifier(plans: dict[str, Any], configuration: str) -> str:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(plans).get_configuration(configuration)
+    if manager.previous_stage_name is not None:
+        raise DatasetError(
+            f"{configuration} is the second stage of a cascade: its input holds the first stage's segmentation, which "
+            "unlabeled scans do not have. Use 2d, 3d_lowres or 3d_fullres."
+        )
+    return str(manager.data_identifier)
+
+
+def _refuse_stock_data(plans: dict[str, Any], folder: Path, configuration: str) -> None:
+    """Never write volumes without labels where a stock training looks for labeled ones."""
+    if not folder.name.startswith(f"{plans['plans_name']}_") or "genesis" not in plans:
+        raise DatasetError(
+            f"The volumes in {folder.name} belong to labeled training. "
+            f"Run: nnUNetv2_preprocess -d {plans['dataset_name']} -plans_name "
+            f"{folder.name.removesuffix(f'_{configuration}')} -c {configuration}"
+        )
+
+
+def _made_by(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    """What of the plans decides how a preprocessed volume looks."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    chosen = PlansManager(plans).get_configuration(configuration).configuration
+    keys = ("preprocessor_name", "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data",
+            "resampling_fn_data_kwargs")  # fmt: skip
+    everywhere = ("image_reader_writer", "transpose_forward", "foreground_intensity_properties_per_channel")
+    return {key: chosen.get(key) for key in keys} | {key: plans.get(key) for key in everywhere}
+
+
+def _refuse_other_plans(made_by: dict[str, Any], record: Path, folder: Path) -> None:
+    """Never mix volumes of different plans in one folder."""
+    if not record.is_file() or not any(folder.glob("*.b2nd")):
+        return
+    before = read_json(record, "The record", f"Delete {folder} and run again.").get("made_by", {})
+    changed = [key for key in made_by if made_by[key] != before.get(key)]
+    if changed:
+        raise DatasetError(
+            f"The volumes in {folder} were preprocessed with other plans ({', '.join(changed)} changed). "
+            "Delete that folder, or plan under another name (-p)."
+        )

@@ -1,0 +1,226 @@
+"""An image file or DICOM series → a checked 3D image, or one line that says why it cannot be used."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import re
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+
+from nnunet_genesis.errors import DatasetError
+
+TOLERANCE = 1e-3
+"""Largest difference of size, spacing (relative), origin (mm) and direction that counts as equal."""
+UNEVEN = 0.1
+"""Largest deviation of a distance between DICOM slices from their median distance, as a part of it."""
+NOT_SCANS = ("SEG", "RTDOSE", "RTSTRUCT", "SR", "PR", "KO")
+"""DICOM modalities that hold no scan."""
+NIFTI_HEADER = 352
+REASONS = {
+    "Unable to determine ImageIO": "is damaged, or another kind of file than its name says",
+    "No orthonormal definition": "its axes are not perpendicular (sheared orientation matrix)",
+    "spacing is not supported": "its voxel spacing is not positive",
+    "unsupported image dimension": "has more than three dimensions",
+    "trouble reading": "is damaged or incomplete",
+    "File cannot be read": "is damaged or incomplete, or its data file (.raw, .zraw) is missing",
+}
+"""Part of SimpleITK's message → what it means."""
+
+
+class UnusableScanError(DatasetError):
+    """A scan cannot be imported; the text is the reason in one short line."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where voxels lie: size in voxels, spacing and origin in mm, direction cosines; order x, y, z."""
+
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+
+    @classmethod
+    def of(cls, image: sitk.Image) -> Geometry:
+        """Geometry of a SimpleITK image, or of a reader that has read the image information."""
+        return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
+    def give_to(self, image: sitk.Image) -> None:
+        """Set spacing, origin and direction of `image`."""
+        image.SetSpacing(self.spacing)
+        image.SetOrigin(self.origin)
+        image.SetDirection(self.direction)
+
+    def difference(self, other: Geometry) -> str:
+        """Name of the first property that differs by more than the tolerance; empty if none does."""
+        if self.size != other.size:
+            return "size"
+        if not np.allclose(self.spacing, other.spacing, rtol=TOLERANCE, atol=0):
+            return "spacing"
+        if not np.allclose(self.origin, other.origin, rtol=1e-6, atol=TOLERANCE):
+            return "origin"
+        return "" if np.allclose(self.direction, other.direction, rtol=0, atol=TOLERANCE) else "direction"
+
+
+def read_scan(files: Sequence[Path]) -> sitk.Image:
+    """Read one image file or the ordered slices of a DICOM series; check geometry and voxel values.
+
+    Raises:
+        UnusableScanError: Damaged, not three-dimensional, more than one value per voxel, NaN, infinite or
+            constant values, spacing not positive, DICOM slices not evenly spaced.
+    """
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        if not all(file.stat().st_size for file in files):
+            raise UnusableScanError("is empty (0 bytes)")
+        image = _read_slices(files) if len(files) > 1 else _read_file(files[0])
+    except OSError as error:
+        raise UnusableScanError(f"cannot be opened ({error.strerror or error})") from None
+    except RuntimeError as error:
+        raise UnusableScanError(_reason(str(error))) from None
+    values = sitk.GetArrayViewFromImage(image)
+    low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise UnusableScanError("holds voxels that are NaN or infinite")
+    if low == high:
+        raise UnusableScanError(f"all voxels have the same value ({low:g})")
+    return image
+
+
+def check_nifti(path: Path) -> None:
+    """Check header, length and checksum of a NIfTI file; SimpleITK reads files cut short without complaint.
+
+    Raises:
+        UnusableScanError: It is no NIfTI file, is cut short or damaged, or its spacing is not positive.
+        OSError: It cannot be opened.
+    """
+    try:
+        with gzip.open(path) if is_gzip(path) else path.open("rb") as stream:
+            header = stream.read(NIFTI_HEADER)
+            needed = _length_of_nifti(header)
+            length = len(header)
+            while block := stream.read(1 << 20):
+                length += len(block)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise UnusableScanError(
+            "is damaged or incomplete (compressed data end early or fail the check)"
+        ) from None
+    if length < needed:
+        raise UnusableScanError(f"is incomplete: {length} bytes of image data instead of {needed}")
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether the file starts like a gzip file."""
+    with path.open("rb") as stream:
+        return stream.read(2) == b"\x1f\x8b"
+
+
+def _length_of_nifti(header: bytes) -> int:
+    """Bytes (uncompressed) that a NIfTI-1 file with this header must have."""
+    orders = [order for order in "<>" if header[:4] == struct.pack(f"{order}i", 348)]
+    if header[:4] in (struct.pack("<i", 540), struct.pack(">i", 540)):
+        raise UnusableScanError("is a NIfTI-2 file, which SimpleITK cannot read: convert it to NIfTI-1")
+    if not orders or len(header) < NIFTI_HEADER:
+        raise UnusableScanError("is no NIfTI file, although its name says so")
+    sizes = struct.unpack_from(f"{orders[0]}8h", header, 40)
+    (bits,) = struct.unpack_from(f"{orders[0]}h", header, 72)
+    spacing = struct.unpack_from(f"{orders[0]}3f", header, 80)
+    (start,) = struct.unpack_from(f"{orders[0]}f", header, 108)
+    if not 1 <= sizes[0] <= 7 or min(sizes[1 : sizes[0] + 1]) < 1 or not 0 <= start < 2**31:
+        raise UnusableScanError("its NIfTI header is damaged")
+    if sizes[0] > 2 and not all(0 < step < math.inf for step in spacing):
+        raise UnusableScanError(f"its voxel spacing is not positive: {_numbers(spacing)}")
+    voxels: int = math.prod(sizes[1 : sizes[0] + 1])
+    return int(start) + voxels * int(bits) // 8
+
+
+def _read_file(file: Path) -> sitk.Image:
+    if file.name.lower().endswith((".nii", ".nii.gz")):
+        check_nifti(file)
+    elif file.name.lower().endswith((".mha", ".mhd")):
+        _check_meta_header(file)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    reader.ReadImageInformation()
+    _check_modality(reader)
+    _check_shape(reader)
+    return reader.Execute()
+
+
+def _read_slices(files: Sequence[Path]) -> sitk.Image:
+    """Read a DICOM series; refuse uneven slices, for which SimpleITK would make up an even spacing."""
+    positions = []
+    for file in files:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(file))
+        reader.ReadImageInformation()
+        if file == files[0]:
+            _check_modality(reader)
+            first = Geometry.of(reader)
+            normal = np.reshape(first.direction, (3, 3))[:, 2] if len(first.direction) == 9 else None
+        if reader.GetSize() != (*first.size[:2], 1) or normal is None:
+            raise UnusableScanError("its slices differ in size, or several have many frames")
+        positions.append(float(np.dot(normal, reader.GetOrigin())))
+    gaps = np.abs(np.diff(positions))
+    typical = float(np.median(gaps))
+    if not typical or np.max(np.abs(gaps - typical)) > UNEVEN * typical:
+        raise UnusableScanError(
+            f"its slices are not evenly spaced ({_numbers([gaps.min(), gaps.max()])} mm apart): "
+            "slices are missing or damaged, or the series holds several stacks"
+        )
+    series = sitk.ImageSeriesReader()
+    series.SetFileNames([str(file) for file in files])
+    image = series.Execute()
+    _check_shape(image)
+    return image
+
+
+def _check_modality(reader: sitk.ImageFileReader) -> None:
+    modality = reader.GetMetaData("0008|0060").strip() if reader.HasMetaDataKey("0008|0060") else ""
+    if modality in NOT_SCANS:
+        raise UnusableScanError(f"is no scan (DICOM modality {modality})")
+
+
+def _check_shape(image: sitk.Image) -> None:
+    """Refuse all but one number per voxel of a 3D grid; takes an image or a reader with image information."""
+    geometry, pixel = Geometry.of(image), sitk.GetPixelIDValueAsString(image.GetPixelID())
+    axes = len(geometry.size)
+    shown = " x ".join(map(str, geometry.size))
+    if axes > 3:
+        raise UnusableScanError(f"has {axes} dimensions ({shown}): split it into three-dimensional scans")
+    if axes < 3 or min(geometry.size) == 1:
+        raise UnusableScanError(f"is a single slice ({shown}), not a volume")
+    if pixel.startswith(("vector", "complex")):
+        raise UnusableScanError(f"has more than one value per voxel, such as colours ({pixel})")
+    if not all(0 < step < math.inf for step in geometry.spacing):
+        raise UnusableScanError(f"its voxel spacing is not positive: {_numbers(geometry.spacing)}")
+
+
+def _check_meta_header(file: Path) -> None:
+    """Refuse spacings that SimpleITK would silently make positive."""
+    with file.open("rb") as stream:
+        found = re.search(rb"^ElementSpacing\s*=\s*(.+?)\s*$", stream.read(4096), flags=re.MULTILINE)
+    if found and any(step.startswith(b"-") for step in found[1].split()):
+        raise UnusableScanError(f"its voxel spacing is not positive: {found[1].decode(errors='replace')}")
+
+
+def _reason(message: str) -> str:
+    """SimpleITK's exception of many lines → one short line without paths and addresses."""
+    for part, reason in REASONS.items():
+        if part in message:
+            return reason
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["unknown reason"]
+    kept = next((line for line in lines if "ERROR" in line), lines[-1])
+    kept = re.sub(r"^.*?ERROR:\s*(\w+\(0x[0-9a-f]+\):\s*)?", "", kept)
+    return "cannot be read: " + re.sub(r"\S*/(\S+)", r"\1", kept)[:150]
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,105 @@
+"""The `"genesis"` block of a plans file: what pre-training and fine-tuning read their settings from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nnunet_genesis.corruption import RECIPES, Recipe, read_recipe
+from nnunet_genesis.errors import SettingsError
+from nnunet_genesis.validated import Settings, setting
+
+DEFAULT_RECIPE = "paper"
+
+
+@dataclass(frozen=True)
+class PretrainingSettings(Settings):
+    """Settings of `nnUNetTrainerGenesisPretrain`: `plans["genesis"]["pretraining"]`."""
+
+    loss: str = setting("mse", "restoration loss", choices=("mse", "l1"))
+    epochs: int = setting(1000, "number of epochs", at_least=1)
+    iterations: int = setting(250, "training steps per epoch", at_least=1)
+    validation_iterations: int = setting(50, "validation steps per epoch", at_least=1)
+    learning_rate: float = setting(1e-3, "AdamW's learning rate at the start; it falls to 0 (poly)", above=0)
+    weight_decay: float = setting(1e-2, "AdamW's weight decay", at_least=0)
+    validation_share: float = setting(
+        0.1, "share of the volumes held out for validation (fold all)", above=0, at_most=0.5
+    )
+    minimum_contrast: float = setting(
+        0.2,
+        "crops that vary less than this share of their volume's variation are empty air",
+        at_least=0,
+        at_most=1,
+    )
+    sheet_every: int = setting(50, "epochs between pictures of restored patches", at_least=1)
+    save_every: int = setting(50, "epochs between checkpoints", at_least=1)
+    seed: int = setting(0, "seed of hold-out, crops and corruptions", at_least=0)
+    recipe: Recipe = field(default=RECIPES[DEFAULT_RECIPE])
+
+    @classmethod
+    def of_plans(cls, plans: Mapping[str, Any]) -> PretrainingSettings:
+        """Settings in a plans file; the defaults where it has no genesis block.
+
+        Raises:
+            SettingsError: Unknown key, wrong type or value out of range; the message names the key.
+        """
+        where = f'the block "genesis" / "pretraining" of the plans {plans.get("plans_name", "")}'
+        block = dict(_genesis(plans).get("pretraining", {}))
+        if "recipe" in block:
+            block["recipe"] = read_recipe(block["recipe"], f'{where} / "recipe"')
+        return cls.read(block, where)
+
+
+@dataclass(frozen=True)
+class FineTuningSettings(Settings):
+    """Settings of `nnUNetTrainerGenesisFinetune`: `plans["genesis"]["fine_tuning"][configuration]`."""
+
+    epochs: int = setting(1000, "number of epochs", at_least=1)
+    iterations: int = setting(250, "training steps per epoch", at_least=1)
+    warmup: int = setting(
+        50, "epochs in which the learning rate rises linearly, fewer than the epochs", at_least=0
+    )
+    learning_rate: float = setting(1e-2, "SGD's learning rate after warm-up; it falls to 0 (poly)", above=0)
+    weights: str = setting("", 'file of weights beside the plans; "" trains from scratch (control arm)')
+    sha256: str = setting("", "digest of that file")
+    source: str = setting("", "name of the checkpoint that the weights came from")
+    source_sha256: str = setting("", "digest of that checkpoint")
+    coverage: float = setting(
+        0.0, "share of the parameters, heads aside, that came from it", at_least=0, at_most=1
+    )
+
+    def __post_init__(self) -> None:
+        """Check the fields, also against each other."""
+        super().__post_init__()
+        if self.warmup >= self.epochs:
+            raise SettingsError(f'"warmup" ({self.warmup}) must be below "epochs" ({self.epochs}).')
+
+    @classmethod
+    def of_plans(cls, plans: Mapping[str, Any], configuration: str) -> FineTuningSettings:
+        """The block of one configuration.
+
+        Raises:
+            SettingsError: There is none, or it has an unknown key or a value out of range.
+        """
+        name = plans.get("plans_name", "")
+        blocks = _genesis(plans).get("fine_tuning", {})
+        if configuration not in blocks:
+            raise SettingsError(
+                f"The plans {name} hold no transferred weights for {configuration} (they do for: "
+                f"{', '.join(blocks) or 'none'}). Run: nnunet_genesis transfer CHECKPOINT "
+                f"-d {plans.get('dataset_name', 'DATASET')} -c {configuration}"
+            )
+        where = f'the block "genesis" / "fine_tuning" / "{configuration}" of the plans {name}'
+        return cls.read(blocks[configuration], where)
+
+
+def _genesis(plans: Mapping[str, Any]) -> Mapping[str, Any]:
+    block = plans.get("genesis", {})
+    unknown = [key for key in block if key not in ("pretraining", "fine_tuning")]
+    if unknown:
+        raise SettingsError(
+            f'Unknown key "{unknown[0]}" in the block "genesis" of the plans {plans.get("plans_name", "")}: '
+            'it holds "pretraining" and "fine_tuning".'
+        )
+    return block  # type: ignore[no-any-return]

@@ -1,0 +1,156 @@
+"""Checkpoint and target plans → target-shaped weights beside the plans, and plans that point to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nnunet_genesis.checkpoint import network_weights, read_checkpoint, versions
+from nnunet_genesis.datasets import (
+    channel_names,
+    check_configuration,
+    preprocessed_folder,
+    read_dataset_json,
+    read_plans,
+)
+from nnunet_genesis.errors import CheckpointError, TransferError
+from nnunet_genesis.files import sha256, write_json, written_atomically
+from nnunet_genesis.settings import FineTuningSettings
+from nnunet_genesis.transfer import Ledger, match
+
+SCHEDULE = ("epochs", "iterations", "warmup", "learning_rate")
+"""The settings of fine-tuning that a user chooses when transferring."""
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """Result of a transfer; `ledger` is None for the control arm that trains from scratch."""
+
+    plans_file: Path
+    plans_name: str
+    settings: FineTuningSettings
+    ledger: Ledger | None
+
+
+def transfer(
+    checkpoint: Path | None,
+    dataset: str,
+    plans_name: str,
+    configuration: str,
+    new_plans_name: str,
+    schedule: dict[str, Any],
+) -> Transferred:
+    """Carry a checkpoint's weights into the network that a dataset's plans describe.
+
+    Writes `<new plans>_<configuration>.pth` and `<new plans>.json` into the dataset's preprocessed folder. The new
+    plans differ from the old ones by name and genesis block, and read the same preprocessed data. The weights file
+    also serves stock `nnUNetv2_train -pretrained_weights`.
+
+    Args:
+        checkpoint: nnU-Net v2 checkpoint; None writes plans that train from scratch with the same settings.
+        dataset: Name of the target dataset.
+        plans_name: Its plans.
+        configuration: Configuration whose network receives the weights.
+        new_plans_name: Name of the plans to write; other configurations' weights in a file of that name are kept.
+        schedule: Some of `SCHEDULE`; a missing warm-up is a twentieth of the epochs, at most 50.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+        TransferError: The architectures differ, or the configuration is a cascade's second stage.
+        DatasetError: Dataset, plans or configuration are missing.
+        SettingsError: A value of the schedule is out of range.
+    """
+    plans = read_plans(dataset, plans_name)
+    check_configuration(plans, configuration)
+    if new_plans_name == plans_name:
+        raise TransferError(f"The plans {plans_name} would be overwritten. Name others with --to.")
+    chosen = dict(schedule)
+    chosen.setdefault("warmup", min(50, chosen.get("epochs", FineTuningSettings.epochs) // 20))
+    settings = FineTuningSettings(**chosen)
+    folder, ledger = preprocessed_folder(dataset), None
+    if checkpoint is not None:
+        network, channels = target_network(plans, configuration, read_dataset_json(dataset))
+        content = read_checkpoint(checkpoint)
+        ledger = match(
+            network_weights(content, checkpoint), network, _source_channels(content, checkpoint), channels
+        )
+        ledger.refuse_mismatches()
+        ledger.apply(network)
+        weights = folder / f"{new_plans_name}_{configuration}.pth"
+        _write_weights(network, ledger, checkpoint, weights)
+        settings = FineTuningSettings(
+            **chosen,
+            weights=weights.name,
+            sha256=sha256(weights),
+            source=checkpoint.name if checkpoint.parent == Path() else "/".join(checkpoint.parts[-3:]),
+            source_sha256=sha256(checkpoint),
+            coverage=round(ledger.coverage, 6),
+        )
+    path = folder / f"{new_plans_name}.json"
+    blocks = _other_configurations(path, plans) | {configuration: settings.block()}
+    write_json({**plans, "plans_name": new_plans_name, "genesis": {"fine_tuning": blocks}}, path)
+    return Transferred(path, new_plans_name, settings, ledger)
+
+
+def target_network(
+    plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
+) -> tuple[nn.Module, list[str]]:
+    """The network that nnU-Net would train, freshly initialised with a fixed seed, and its channel names.
+
+    Raises:
+        TransferError: The configuration is a cascade's second stage.
+    """
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    plans_manager = PlansManager(plans)
+    manager = plans_manager.get_configuration(configuration)
+    if manager.previous_stage_name is not None:
+        raise TransferError(
+            f"{configuration} is the second stage of a cascade, whose extra input channels hold segmentations. "
+            "Transfer into 2d, 3d_lowres or 3d_fullres."
+        )
+    channels = channel_names(dataset_json)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = get_network_from_plans(
+            manager.network_arch_class_name,
+            manager.network_arch_init_kwargs,
+            manager.network_arch_init_kwargs_req_import,
+            len(channels),
+            plans_manager.get_label_manager(dataset_json).num_segmentation_heads,
+            allow_init=True,
+            deep_supervision=True,
+        )
+    return network, channels
+
+
+def _source_channels(checkpoint: dict[str, Any], path: Path) -> list[str]:
+    """Channel names that a checkpoint of nnU-Net v2 was trained on."""
+    try:
+        return channel_names(checkpoint["init_args"]["dataset_json"])
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            f'{path} does not say which channels it was trained on: "init_args" / "dataset_json" is missing.'
+        ) from None
+
+
+def _write_weights(network: nn.Module, ledger: Ledger, checkpoint: Path, path: Path) -> None:
+    lines = {line.name: [line.state, line.why] for line in ledger.lines}
+    facts = {"source": checkpoint.name, "coverage": ledger.coverage, "tensors": lines, "versions": versions()}
+    with written_atomically(path) as temporary:
+        torch.save({"network_weights": network.state_dict(), "genesis": facts}, temporary)
+
+
+def _other_configurations(path: Path, plans: dict[str, Any]) -> dict[str, Any]:
+    """Blocks of earlier transfers into the same plans; none if the plans themselves have changed since."""
+    if not path.is_file():
+        return {}
+    before = read_plans(path.parent.name, path.stem)
+    if before.get("configurations") != plans["configurations"]:
+        return {}
+    return dict(before.get("genesis", {}).get("fine_tuning", {}))
