@@ -76,8 +76,13 @@ def _add_import(commands: Any) -> None:
                         "recursively): .nii .nii.gz .nrrd .mha .mhd and DICOM series")  # fmt: skip
     parser.add_argument("-d", required=True, type=int, metavar="ID", help="id of the new dataset, 1 to 999")
     parser.add_argument("-n", required=True, metavar="NAME", help="its name, e.g. ChestCT")
-    parser.add_argument("--channels", required=True, nargs="+", metavar="NAME", help="channel names as in the target "
-                        "dataset, e.g. CT, or FLAIR T1w t1gd T2w; CT chooses nnU-Net's CT normalisation")  # fmt: skip
+    parser.add_argument(
+        "--channels",
+        required=True,
+        metavar="NAME[,NAME…]",
+        help="channel names as in the target dataset, e.g. CT, or FLAIR,T1w,t1gd,T2w for files that end in _0000 … "
+        "_0003; CT chooses nnU-Net's CT normalisation",
+    )
     parser.add_argument("--link", action="store_true", help="link .nii.gz files instead of copying them")
     _add_processes(parser)
 
@@ -87,7 +92,7 @@ def _import(chosen: argparse.Namespace) -> int:
     from nnunet_genesis.volumes import import_scans
 
     report = import_scans(
-        chosen.sources, nnunet_folder("nnUNet_raw"), chosen.d, chosen.n, chosen.channels, link=chosen.link,
+        chosen.sources, nnunet_folder("nnUNet_raw"), chosen.d, chosen.n, chosen.channels.split(","), link=chosen.link,
         processes=chosen.np,
     )  # fmt: skip
     print(

@@ -1,4 +1,4 @@
-"""Where the trainers' doorsteps and the plans templates lie, in a checkout as well as in an installed wheel."""
+"""Where the trainers' doorsteps and the plans templates lie: in a checkout or in an installed wheel."""
 
 from __future__ import annotations
 

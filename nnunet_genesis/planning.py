@@ -48,7 +48,7 @@ def plan_like(
     if [name.casefold() for name in ours] != [name.casefold() for name in theirs]:
         raise DatasetError(
             f"The channels of {dataset} are {', '.join(ours)}, those of {target} are {', '.join(theirs)}. They must be "
-            "the same, in the same order: import the scans again with --channels " + " ".join(theirs)
+            "the same, in the same order: import the scans again with --channels " + ",".join(theirs)
         )
     if plans_name == target_plans and dataset == target:
         raise DatasetError(f"The plans {plans_name} of {target} would be overwritten. Name others with -p.")

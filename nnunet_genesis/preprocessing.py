@@ -17,6 +17,7 @@ from nnunet_genesis.datasets import check_configuration, preprocessed_folder, re
 from nnunet_genesis.errors import DatasetError
 from nnunet_genesis.files import read_json, write_json
 from nnunet_genesis.planning import raw_cases
+from nnunet_genesis.scan_images import check_nifti
 from nnunet_genesis.workers import each_case
 
 ENDINGS = ("_seg.b2nd", ".pkl", ".b2nd")
@@ -121,8 +122,11 @@ def preprocess_case(job: Job) -> None:
     """Preprocess one case into the workshop, then rename its files into the dataset's folder.
 
     Raises:
-        DatasetError: The preprocessed volume holds NaN or infinite values, or no variation at all.
+        DatasetError: An image is damaged, or holds NaN, infinite values or no variation at all.
     """
+    for image in job.images:
+        if image.endswith((".nii", ".nii.gz")):
+            check_nifti(Path(image))  # SimpleITK reads files that are cut short, and NaN as 0
     plans_manager, configuration_manager = _managers(job.plans_file, job.configuration)
     preprocessor = configuration_manager.preprocessor_class(verbose=False)
     unfinished = Path(job.workshop) / job.case

@@ -107,10 +107,12 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         return RestorationLoss(self.settings.loss)
 
     def initialize(self) -> None:
-        """As in nnU-Net, after a look for the preprocessed volumes."""
+        """As in nnU-Net, with seeded initial weights, after a look for the preprocessed volumes."""
         with one_line():
             volumes_folder(self, "nnunet_genesis preprocess")
-        super().initialize()
+        with torch.random.fork_rng():
+            torch.manual_seed(self.settings.seed)
+            super().initialize()
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """Training and validation cases: nnU-Net's splits for a numbered fold, a seeded hold-out for fold `all`."""

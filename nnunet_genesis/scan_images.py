@@ -10,9 +10,10 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 
 from nnunet_genesis.errors import DatasetError
 
@@ -22,7 +23,11 @@ UNEVEN = 0.1
 """Largest deviation of a distance between DICOM slices from their median distance, as a part of it."""
 NOT_SCANS = ("SEG", "RTDOSE", "RTSTRUCT", "SR", "PR", "KO")
 """DICOM modalities that hold no scan."""
-NIFTI_HEADER = 352
+NOT_FINITE = "holds voxels that are NaN or infinite"
+NIFTI_HEADER = 348
+"""Bytes of a NIfTI-1 header."""
+NIFTI_FLOATS = {16: "f4", 64: "f8"}
+"""NIfTI's number of a floating-point type → numpy's name."""
 REASONS = {
     "Unable to determine ImageIO": "is damaged, or another kind of file than its name says",
     "No orthonormal definition": "its axes are not perpendicular (sheared orientation matrix)",
@@ -88,32 +93,39 @@ def read_scan(files: Sequence[Path]) -> sitk.Image:
     values = sitk.GetArrayViewFromImage(image)
     low, high = float(values.min()), float(values.max())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise UnusableScanError("holds voxels that are NaN or infinite")
+        raise UnusableScanError(NOT_FINITE)
     if low == high:
         raise UnusableScanError(f"all voxels have the same value ({low:g})")
     return image
 
 
 def check_nifti(path: Path) -> None:
-    """Check header, length and checksum of a NIfTI file; SimpleITK reads files cut short without complaint.
+    """Check header, length, checksum and numbers of a NIfTI file.
+
+    SimpleITK does not: it reads files cut short without complaint and replaces NaN and infinite values by 0.
 
     Raises:
-        UnusableScanError: It is no NIfTI file, is cut short or damaged, or its spacing is not positive.
+        UnusableScanError: It is no NIfTI file, is cut short or damaged, holds NaN or infinite values, or its
+            spacing is not positive.
         OSError: It cannot be opened.
     """
+    finite = True
     try:
         with gzip.open(path) if is_gzip(path) else path.open("rb") as stream:
             header = stream.read(NIFTI_HEADER)
-            needed = _length_of_nifti(header)
-            length = len(header)
+            start, needed, number = _nifti_data(header)
+            length = len(header) + len(stream.read(start - len(header)))
             while block := stream.read(1 << 20):
+                if number is not None and length < needed:
+                    values = np.frombuffer(block, number, min(len(block), needed - length) // number.itemsize)
+                    finite = finite and bool(np.isfinite(values).all())
                 length += len(block)
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise UnusableScanError(
-            "is damaged or incomplete (compressed data end early or fail the check)"
-        ) from None
+        raise UnusableScanError("is damaged or incomplete (compressed data end early or fail the check)") from None
     if length < needed:
         raise UnusableScanError(f"is incomplete: {length} bytes of image data instead of {needed}")
+    if not finite:
+        raise UnusableScanError(NOT_FINITE)
 
 
 def is_gzip(path: Path) -> bool:
@@ -122,23 +134,25 @@ def is_gzip(path: Path) -> bool:
         return stream.read(2) == b"\x1f\x8b"
 
 
-def _length_of_nifti(header: bytes) -> int:
-    """Bytes (uncompressed) that a NIfTI-1 file with this header must have."""
-    orders = [order for order in "<>" if header[:4] == struct.pack(f"{order}i", 348)]
+def _nifti_data(header: bytes) -> tuple[int, int, np.dtype[Any] | None]:
+    """Where the voxels of a NIfTI-1 file start and end, in bytes, and their type if they are floating point."""
     if header[:4] in (struct.pack("<i", 540), struct.pack(">i", 540)):
         raise UnusableScanError("is a NIfTI-2 file, which SimpleITK cannot read: convert it to NIfTI-1")
-    if not orders or len(header) < NIFTI_HEADER:
+    order = next((order for order in "<>" if header[:4] == struct.pack(f"{order}i", 348)), "")
+    if not order or len(header) < NIFTI_HEADER:
         raise UnusableScanError("is no NIfTI file, although its name says so")
-    sizes = struct.unpack_from(f"{orders[0]}8h", header, 40)
-    (bits,) = struct.unpack_from(f"{orders[0]}h", header, 72)
-    spacing = struct.unpack_from(f"{orders[0]}3f", header, 80)
-    (start,) = struct.unpack_from(f"{orders[0]}f", header, 108)
-    if not 1 <= sizes[0] <= 7 or min(sizes[1 : sizes[0] + 1]) < 1 or not 0 <= start < 2**31:
+    axes, *sizes = struct.unpack_from(f"{order}8h", header, 40)
+    kind, bits = struct.unpack_from(f"{order}2h", header, 70)
+    spacing = struct.unpack_from(f"{order}3f", header, 80)
+    (start,) = struct.unpack_from(f"{order}f", header, 108)
+    if not 1 <= axes <= 7 or min(sizes[:axes]) < 1 or not 0 <= start < 2**31:
         raise UnusableScanError("its NIfTI header is damaged")
-    if sizes[0] > 2 and not all(0 < step < math.inf for step in spacing):
+    if axes > 2 and not all(0 < step < math.inf for step in spacing):
         raise UnusableScanError(f"its voxel spacing is not positive: {_numbers(spacing)}")
-    voxels: int = math.prod(sizes[1 : sizes[0] + 1])
-    return int(start) + voxels * int(bits) // 8
+    number = np.dtype(f"{order}{NIFTI_FLOATS[kind]}") if kind in NIFTI_FLOATS else None
+    voxels: int = math.prod(sizes[:axes])
+    begin = max(int(start), NIFTI_HEADER)
+    return begin, begin + voxels * int(bits) // 8, number
 
 
 def _read_file(file: Path) -> sitk.Image:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 
 from nnunet_genesis.errors import DatasetError
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 from tqdm import tqdm
 
 from nnunet_genesis.errors import DatasetError, GenesisError
@@ -169,20 +169,16 @@ def _checked_folder(raw: Path, dataset_id: int, name: str, channels: Sequence[st
     if not 1 <= dataset_id <= 999:
         raise DatasetError(f"The dataset id must be a number from 1 to 999, not {dataset_id}.")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name, flags=re.ASCII):
-        raise DatasetError(
-            f'The dataset name "{name}" may have letters, digits, "_" and "-" only. Change it.'
-        )
+        raise DatasetError(f'The dataset name "{name}" may have letters, digits, "_" and "-" only. Change it.')
     if not channels or not all(channel.strip() for channel in channels):
-        raise DatasetError("Name the channels of the scans, for example --channels CT or --channels T1 T2.")
+        raise DatasetError("Name the channels of the scans, for example --channels CT or --channels T1,T2.")
     if len({channel.casefold() for channel in channels}) < len(channels):
         raise DatasetError(f"Channel names must differ from each other: {', '.join(channels)}. Rename one.")
     prefix = f"Dataset{dataset_id:03d}"
     folder = Path(os.path.abspath(raw)) / f"{prefix}_{name}"
     for other in sorted(folder.parent.glob(f"{prefix}*")):
         if other.is_dir() and other.name != folder.name:
-            raise DatasetError(
-                f"The id {dataset_id} is used by {other.name}. Choose another id, or that name."
-            )
+            raise DatasetError(f"The id {dataset_id} is used by {other.name}. Choose another id, or that name.")
     _check_existing(folder, channels)
     return folder
 

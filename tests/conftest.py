@@ -46,9 +46,7 @@ def shared_data() -> Path:
     return folder
 
 
-def blob(
-    seed: int, shape: tuple[int, int, int] = (20, 24, 22), channels: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
+def blob(seed: int, shape: tuple[int, int, int] = (20, 24, 22), channels: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """A synthetic head: (C, z, y, x) float32 intensities with air around, and labels 0, 1, 2."""
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij"))
@@ -64,9 +62,7 @@ def blob(
 def make_dataset(nnunet: Path) -> Callable[..., Path]:
     """Write an nnU-Net raw dataset of blobs."""
 
-    def make(
-        number: int, name: str, cases: int, channels: tuple[str, ...] = ("T1",), labeled: bool = True
-    ) -> Path:
+    def make(number: int, name: str, cases: int, channels: tuple[str, ...] = ("T1",), labeled: bool = True) -> Path:
         folder = nnunet / "nnUNet_raw" / f"Dataset{number:03d}_{name}"
         (folder / "imagesTr").mkdir(parents=True)
         if labeled:
@@ -74,9 +70,7 @@ def make_dataset(nnunet: Path) -> Callable[..., Path]:
         for i in range(cases):
             image, labels = blob(1000 * number + i, channels=len(channels))
             for c, channel in enumerate(image):
-                sitk.WriteImage(
-                    sitk.GetImageFromArray(channel), str(folder / "imagesTr" / f"case{i}_{c:04d}.nii.gz")
-                )
+                sitk.WriteImage(sitk.GetImageFromArray(channel), str(folder / "imagesTr" / f"case{i}_{c:04d}.nii.gz"))
             if labeled:
                 sitk.WriteImage(sitk.GetImageFromArray(labels), str(folder / "labelsTr" / f"case{i}.nii.gz"))
         description = {

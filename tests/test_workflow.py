@@ -43,16 +43,13 @@ def test_from_scans_to_predictions(
     small_plans("Dataset004_Target")
     stock("nnUNetv2_preprocess", "-d", 4, "-plans_name", "nnUNetPlans", "-c", configuration, "-np", 1)
 
-    assert genesis("import", "-d", 501, "-n", "Scans", "-np", 1, scans, "--channels", *channels) == 0
+    assert genesis("import", "-d", 501, "-n", "Scans", "-np", 1, scans, "--channels", ",".join(channels)) == 0
     assert genesis("plan", "-d", 501, "--like", 4, *PRETRAINING) == 0
     assert genesis("preprocess", "-d", 501, "-c", configuration, "-np", 1) == 0
     pretrain = [501, configuration, "all", "-tr", "nnUNetTrainerGenesisPretrain", "-p", "nnUNetGenesisPlans"]
     stock("nnUNetv2_train", *pretrain, "-device", "cpu")
 
-    run = (
-        nnunet
-        / f"nnUNet_results/Dataset501_Scans/nnUNetTrainerGenesisPretrain__nnUNetGenesisPlans__{configuration}"
-    )
+    run = nnunet / f"nnUNet_results/Dataset501_Scans/nnUNetTrainerGenesisPretrain__nnUNetGenesisPlans__{configuration}"
     pretrained = run / "fold_all" / "checkpoint_final.pth"
     summary = json.loads((run / "fold_all" / "restoration_summary.json").read_text())
     assert set(summary["errors"]) == {"recipe"} | {

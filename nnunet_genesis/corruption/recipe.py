@@ -23,7 +23,7 @@ def _share(default: tuple[float, float], text: str) -> Any:
 
 @dataclass(frozen=True)
 class Recipe(Settings):
-    """How often and how strongly patches are corrupted; the defaults are those of the recipe "released".
+    """How often and how strongly patches are corrupted; the defaults are the recipe "paper".
 
     Probabilities hold per channel (flips: per axis). Sizes are shares of the patch edge, so that one recipe
     fits every patch size. From Models Genesis (Zhou et al., MICCAI 2019 and MedIA 2021); "paper" follows the
@@ -31,33 +31,31 @@ class Recipe(Settings):
     and the limit on the replaced share (`cutout_limit`) always holds.
     """
 
-    flip_probability: float = _probability(0.5, "Probability, per axis, to mirror the patch and its target.")
-    shuffle_probability: float = _probability(0.5, "Probability of local shuffling.")
-    shuffle_windows: int = setting(10_000, "Number of windows whose voxels are shuffled.", at_least=1)
+    flip_probability: float = _probability(0.5, "probability, per axis, to mirror the patch and its target")
+    shuffle_probability: float = _probability(0.5, "probability of local shuffling")
+    shuffle_windows: int = setting(1_000, "number of windows whose voxels are shuffled", at_least=1)
     shuffle_extent: float = setting(
-        0.1, "Longest edge of a shuffled window, as share of the patch edge.", above=0, at_most=1
+        0.1, "longest edge of a shuffled window, as share of the patch edge", above=0, at_most=1
     )
     shuffle_cover: float = setting(
-        2.5, "Most times that the shuffled windows cover the patch, on average; limits their number.", above=0
+        2.5, "most times that the shuffled windows cover the patch, on average; limits their number", above=0
     )
-    curve_probability: float = _probability(0.9, "Probability of a non-linear intensity curve.")
-    curve_decreasing: float = _probability(0.5, "Share of curves that invert the contrast.")
-    painting_probability: float = _probability(0.9, "Probability of a cutout.")
-    outer_share: float = _probability(0.8, "Share of cutouts that replace what lies outside the windows.")
-    cutout_windows: int = setting(5, "Most windows of a cutout.", at_least=1)
-    further_window: float = _probability(0.95, "Probability of each window after the first.")
+    curve_probability: float = _probability(0.9, "probability of a non-linear intensity curve")
+    curve_decreasing: float = _probability(0.5, "share of curves that invert the contrast")
+    painting_probability: float = _probability(0.9, "probability of a cutout")
+    outer_share: float = _probability(0.8, "share of cutouts that replace what lies outside their windows")
+    cutout_windows: int = setting(10, "most windows of a cutout", at_least=1)
+    further_window: float = _probability(0.95, "probability of each window after the first")
     outer_extent: tuple[float, float] = _share(
-        (3 / 7, 4 / 7),
-        "Shortest and longest edge of a kept window (outer cutout), as share of the patch edge.",
+        (0.6, 0.95), "shortest and longest edge of a kept window (outer cutout), as share of the patch edge"
     )
     inner_extent: tuple[float, float] = _share(
-        (1 / 6, 1 / 3),
-        "Shortest and longest edge of a replaced window (inner cutout), as share of the patch edge.",
+        (0.1, 0.4), "shortest and longest edge of a replaced window (inner cutout), as share of the patch edge"
     )
-    cutout_limit: float = _probability(1.0, "Largest share of the patch that a cutout may replace.")
-    cutout_margin: int = setting(3, "Voxels between a cutout window and the patch border.", at_least=0)
+    cutout_limit: float = _probability(0.25, "largest share of the patch that a cutout may replace")
+    cutout_margin: int = setting(0, "voxels between a cutout window and the patch border", at_least=0)
     range_percentiles: tuple[float, float] = setting(
-        (0.5, 99.5), "Percentiles of the channel that span curves and noise.", at_least=0, at_most=100
+        (0.5, 99.5), "percentiles of the channel that span curves and noise", at_least=0, at_most=100
     )
 
     def only(self, name: str) -> Recipe:
@@ -82,15 +80,15 @@ class Recipe(Settings):
 
 
 RECIPES: dict[str, Recipe] = {
-    "paper": Recipe(
-        shuffle_windows=1_000,
-        cutout_windows=10,
-        outer_extent=(0.6, 0.95),
-        inner_extent=(0.1, 0.4),
-        cutout_limit=0.25,
-        cutout_margin=0,
+    "paper": Recipe(),
+    "released": Recipe(
+        shuffle_windows=10_000,
+        cutout_windows=5,
+        outer_extent=(3 / 7, 4 / 7),
+        inner_extent=(1 / 6, 1 / 3),
+        cutout_limit=1.0,
+        cutout_margin=3,
     ),
-    "released": Recipe(),
 }
 
 
@@ -98,7 +96,7 @@ def read_recipe(value: str | Mapping[str, Any], where: str) -> Recipe:
     """Find or make a recipe.
 
     Args:
-        value: A name from RECIPES, or a block of settings. The block's key "name" (default "released") is the
+        value: A name from RECIPES, or a block of settings. The block's key "name" (default "paper") is the
             recipe that gives all values the block does not.
         where: Where the value stands, for error messages.
 
@@ -110,7 +108,7 @@ def read_recipe(value: str | Mapping[str, Any], where: str) -> Recipe:
     if not isinstance(value, Mapping):
         known = " or ".join(f'"{name}"' for name in RECIPES)
         raise SettingsError(f"{where} must be {known} or a block of settings in braces, not {value!r}.")
-    base = _named(value.get("name", "released"), where)
+    base = _named(value.get("name", "paper"), where)
     given = {key: entry for key, entry in value.items() if key != "name"}
     return Recipe.read({**base.block(), **given}, where)
 

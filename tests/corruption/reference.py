@@ -1,0 +1,84 @@
+"""Plain, slow tellings of the corruptions, written from their description, to compare the library with."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nnunet_genesis.corruption.curve import Curve
+from nnunet_genesis.corruption.painting import Painting
+from nnunet_genesis.corruption.shuffle import Shuffle
+
+SPATIAL = [(24, 20, 16), (1, 32, 32), (7, 9, 40), (33, 31), (1, 1, 1), (1, 1), (64, 3), (14, 48, 48)]
+DTYPES = [torch.float16, torch.float32]
+
+shapes = st.lists(st.integers(1, 24), min_size=2, max_size=3).map(tuple)
+seeds = st.integers(0, 2**32)
+dtypes = st.sampled_from(DTYPES)
+
+
+def noise(shape: Sequence[int], seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A z-scored patch."""
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=shape)).to(dtype)
+
+
+def bits(tensor: Tensor) -> bytes:
+    """Everything that two equal tensors have in common, NaN included."""
+    return str((tensor.dtype, tuple(tensor.shape))).encode() + tensor.contiguous().numpy().tobytes()
+
+
+def ordered(tensor: Tensor) -> Tensor:
+    """All values, sorted."""
+    return tensor.flatten().sort().values
+
+
+def bent_value(value: float, drawn: Curve, low: float, high: float) -> float:
+    """Solve x(t) = value by bisection, then return y(t)."""
+
+    def point(axis: int, t: float) -> float:
+        ends = (0.0, drawn.first[axis], drawn.second[axis], 1.0)
+        while len(ends) > 1:  # de Casteljau: halve the polygon until a point is left
+            ends = tuple((1 - t) * a + t * b for a, b in itertools.pairwise(ends))
+        return ends[0]
+
+    if not low <= value <= high:
+        if not drawn.decreasing:
+            return value
+        return high + (low - value) if value < low else low - (value - high)
+    wanted, below, above = (value - low) / (high - low), 0.0, 1.0
+    for _ in range(80):
+        middle = (below + above) / 2
+        below, above = (middle, above) if point(0, middle) < wanted else (below, middle)
+    share = point(1, (below + above) / 2)
+    return low + (high - low) * (1 - share if drawn.decreasing else share)
+
+
+def shuffled(values: np.ndarray, drawn: Shuffle) -> np.ndarray:
+    """Shuffle one window after another, voxel by voxel."""
+    rng = np.random.default_rng(drawn.seed)
+    shape, out = values.shape, values.copy()
+    lengths = rng.integers(1, np.array(drawn.longest) + 1, size=(drawn.windows, len(shape)))
+    starts = rng.integers(0, np.array(shape) - lengths + 1)
+    for start, length in zip(starts, lengths, strict=True):
+        places = list(itertools.product(*(range(a, a + n) for a, n in zip(start, length, strict=True))))
+        held = [out[place] for place in places]
+        order = list(range(len(held)))
+        rng.shuffle(order)
+        for place, source in zip(places, order, strict=True):
+            out[place] = held[source]
+    return out
+
+
+def inside(shape: Sequence[int], drawn: Painting) -> np.ndarray:
+    """Whether each voxel lies in a window, asked voxel by voxel."""
+    mask = np.zeros(shape, dtype=bool)
+    for place in itertools.product(*map(range, shape)):
+        mask[place] = any(
+            all(low <= x < high for x, (low, high) in zip(place, box, strict=True)) for box in drawn.boxes
+        )
+    return mask

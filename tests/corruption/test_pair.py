@@ -1,0 +1,190 @@
+import dataclasses
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnunet_genesis.corruption import CORRUPTIONS, RECIPES, Drawn, corrupt, draw, flipped, make_pair, replay
+from nnunet_genesis.errors import DatasetError
+from tests.corruption.reference import SPATIAL, bits, dtypes, noise, ordered, seeds, shapes
+
+recipes = st.sampled_from([*RECIPES.values(), *(RECIPES["released"].only(name) for name in CORRUPTIONS)])
+channels = st.integers(1, 5)
+IDENTITY = dataclasses.replace(
+    RECIPES["paper"], flip_probability=0, shuffle_probability=0, curve_probability=0, painting_probability=0
+)
+
+
+def light(recipe):
+    """Fewer windows, so that many examples are quick."""
+    return dataclasses.replace(recipe, shuffle_windows=100)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@settings(max_examples=60, deadline=None)
+@given(recipes, channels, shapes, seeds, dtypes)
+def test_shape_type_and_input_are_kept(recipe, count, shape, seed, dtype):
+    patch = noise((count, *shape), seed, dtype)
+    before = bits(patch)
+    corrupted, clean = make_pair(patch, light(recipe), rng(seed))
+    assert bits(patch) == before
+    for result in (corrupted, clean):
+        assert result.shape == patch.shape
+        assert result.dtype == dtype
+        assert result.is_contiguous()
+        assert result.untyped_storage().data_ptr() != patch.untyped_storage().data_ptr()
+        assert result.isfinite().all()
+    assert corrupted.untyped_storage().data_ptr() != clean.untyped_storage().data_ptr()
+
+
+@settings(max_examples=40, deadline=None)
+@given(recipes, channels, shapes, seeds)
+def test_the_same_seed_gives_the_same_pair_and_replays(recipe, count, shape, seed):
+    patch = noise((count, *shape), seed)
+    drawn = draw(patch.shape, light(recipe), rng(seed))
+    first, again = (make_pair(patch, light(recipe), rng(seed)) for _ in range(2))
+    read = Drawn.read(json.loads(json.dumps(drawn.block())))
+    assert read == drawn == pickle.loads(pickle.dumps(drawn))
+    assert hash(read) == hash(drawn)
+    for pair in (again, replay(patch, drawn), replay(patch, read)):
+        assert [bits(half) for half in pair] == [bits(half) for half in first]
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_another_seed_gives_another_pair(name):
+    patch = noise((2, 30, 30, 20))
+    recipe = RECIPES["released"].only(name)
+    assert bits(make_pair(patch, recipe, rng(1))[0]) != bits(make_pair(patch, recipe, rng(2))[0])
+
+
+@pytest.mark.parametrize("spatial", SPATIAL)
+def test_without_corruptions_nothing_changes(spatial):
+    patch = noise((3, *spatial))
+    corrupted, clean = make_pair(patch, IDENTITY, rng())
+    assert bits(corrupted) == bits(clean) == bits(patch)
+
+
+@settings(max_examples=30, deadline=None)
+@given(shapes, seeds)
+def test_flips_mirror_both_halves_alike(shape, seed):
+    patch = noise((2, *shape), seed)
+    recipe = dataclasses.replace(light(RECIPES["paper"]), flip_probability=0.5)
+    drawn = draw(patch.shape, recipe, rng(seed))
+    wanted = patch.numpy()[
+        (slice(None), *(slice(None, None, -1 if a in drawn.flips else 1) for a in range(len(shape))))
+    ]
+    corrupted, clean = replay(patch, drawn)
+    assert np.array_equal(clean.numpy(), wanted)
+    assert bits(corrupted) == bits(corrupt(clean, drawn))
+    still = dataclasses.replace(drawn, channels=draw(patch.shape, IDENTITY, rng()).channels)
+    assert bits(replay(patch, still)[0]) == bits(clean) == bits(flipped(patch, drawn))
+
+
+def test_every_spatial_axis_is_mirrored_half_of_the_time():
+    flips = [draw((2, 4, 5, 6), dataclasses.replace(IDENTITY, flip_probability=0.5), rng(s)).flips for s in range(600)]
+    for axis in range(3):
+        assert np.mean([axis in drawn for drawn in flips]) == pytest.approx(0.5, abs=0.08)
+    assert {axis for drawn in flips for axis in drawn} == {0, 1, 2}
+
+
+@settings(max_examples=30, deadline=None)
+@given(recipes, shapes, seeds, st.integers(0, 2))
+def test_a_channel_does_not_look_at_the_others(recipe, shape, seed, place):
+    patch = noise((3, *shape), seed)
+    other = patch.clone()
+    other[[c for c in range(3) if c != place]] = noise((2, *shape), seed + 1) * 50 + 7
+    drawn = draw(patch.shape, light(recipe), rng(seed))
+    one, two = corrupt(patch, drawn), corrupt(other, drawn)
+    assert bits(one[place]) == bits(two[place])
+    alone = dataclasses.replace(drawn, shape=(1, *shape), channels=(drawn.channels[place],))
+    assert bits(corrupt(patch[place : place + 1], alone)[0]) == bits(one[place])
+
+
+def test_channels_are_drawn_independently_with_the_odds_of_the_recipe():
+    drawn = [draw((2, 8, 8, 8), RECIPES["paper"], rng(seed)).channels for seed in range(1_500)]
+    made = np.array([[[c.shuffle, c.curve, c.painting] for c in pair] for pair in drawn], dtype=object)
+    happens = made != None  # noqa: E711
+    np.testing.assert_allclose(happens.mean((0, 1)), [0.5, 0.9, 0.9], atol=0.03)
+    for gate in range(3):
+        both = (happens[:, 0, gate] & happens[:, 1, gate]).mean()
+        assert both == pytest.approx(happens[:, 0, gate].mean() * happens[:, 1, gate].mean(), abs=0.03)
+    assert np.mean([p.outer for p in made[..., 2].ravel() if p]) == pytest.approx(0.8, abs=0.03)
+    assert np.mean([c.decreasing for c in made[..., 1].ravel() if c]) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 16, 16), (2, 9, 31)])
+def test_shuffling_permutes_every_channel_within_itself(shape):
+    patch = noise(shape)
+    recipe = dataclasses.replace(RECIPES["released"].only("shuffling"), shuffle_extent=0.3)
+    corrupted, _ = make_pair(patch, recipe, rng())
+    for before, after in zip(patch, corrupted, strict=True):
+        assert bits(ordered(before)) == bits(ordered(after))
+        assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_results_stay_in_the_range_of_the_patch(name):
+    recipe = dataclasses.replace(RECIPES[name], range_percentiles=(0, 100))
+    patch = noise((3, 20, 24, 16)) * torch.tensor([1.0, 30.0, 0.01]).view(3, 1, 1, 1) + 5
+    for seed in range(8):
+        corrupted, clean = make_pair(patch, recipe, rng(seed))
+        for after, before in zip(corrupted, clean, strict=True):
+            assert before.min() <= after.min() <= after.max() <= before.max()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_constant_patch_stays_constant(name):
+    patch = torch.full((2, 12, 14, 3), -4.25)
+    assert bits(make_pair(patch, RECIPES[name], rng(5))[0]) == bits(patch)
+
+
+@settings(max_examples=40, deadline=None)
+@given(shapes, seeds, st.sampled_from([torch.nan, torch.inf, -torch.inf]))
+def test_broken_voxels_do_not_spread(shape, seed, value):
+    patch = noise((2, *shape), seed)
+    patch[0][noise(shape, seed + 1) > 1.2] = value
+    broken = int((~patch[0].isfinite()).sum())
+    corrupted, clean = make_pair(patch, light(RECIPES["released"]), rng(seed))
+    assert int((~corrupted[0].isfinite()).sum()) <= broken
+    assert corrupted[1].isfinite().all()
+    assert int((~clean.isfinite()).sum()) == broken
+
+
+def test_a_patch_without_a_number_is_no_error():
+    patch = torch.full((1, 8, 8), torch.nan)
+    for name in CORRUPTIONS:
+        corrupted, _ = make_pair(patch, RECIPES["paper"].only(name), rng())
+        assert not corrupted.isinf().any()
+
+
+def test_a_view_gives_the_pair_of_its_copy():
+    patch = noise((12, 20, 3, 16)).permute(2, 0, 3, 1)
+    one = make_pair(patch, RECIPES["paper"], rng(4))
+    two = make_pair(patch.contiguous(), RECIPES["paper"], rng(4))
+    assert [bits(half) for half in one] == [bits(half) for half in two]
+    assert all(half.is_contiguous() for half in one)
+
+
+def test_global_generators_are_left_alone():
+    state = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    make_pair(noise((2, 16, 16, 16)), RECIPES["released"], rng())
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert np.random.get_state()[1].tolist() == state[1]  # noqa: NPY002
+
+
+def test_refusals_say_what_does_not_fit():
+    drawn = draw((1, 8, 8), RECIPES["paper"], rng())
+    with pytest.raises(DatasetError, match=r"\(1, 8, 8\).*\(2, 8, 8\): draw again"):
+        corrupt(noise((2, 8, 8)), drawn)
+    with pytest.raises(DatasetError, match=r"floating.*int16"):
+        corrupt(torch.zeros((1, 8, 8), dtype=torch.int16), drawn)
+    for shape in [(3,), (1, 0, 4), (0, 4, 4)]:
+        with pytest.raises(DatasetError, match="none empty"):
+            draw(shape, RECIPES["paper"], rng())

@@ -1,0 +1,310 @@
+"""Both trainers: what they refuse, how they resume, and that no training starts from scratch unasked."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from nnunetv2.run.run_training import get_trainer_from_args
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_genesis.finetuning import WarmupPoly
+from nnunet_genesis.pretraining import hold_out, nnUNetTrainerGenesisPretrain
+from nnunet_genesis.restoration import RestorationLoss, freeze_unused_heads
+from tests.transfer.test_ledger import unet
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def ready(nnunet: Path, make_dataset, genesis, small_plans, stock) -> Path:
+    """Dataset 501 ready to pre-train on, dataset 4 ready to fine-tune on."""
+    make_dataset(4, "Target", 5)
+    make_dataset(501, "Scans", 4, labeled=False)
+    assert genesis("plan", "-d", 4, "--template", "tiny", "-p", "nnUNetPlans") == 0
+    small_plans("Dataset004_Target")
+    stock("nnUNetv2_preprocess", "-d", 4, "-plans_name", "nnUNetPlans", "-c", "3d_fullres", "-np", 1)
+    assert genesis("plan", "-d", 501, "--like", 4, "--epochs", 4, "--iterations", 2, "--validation-iterations", 2,
+                   "--save-every", 1, "--sheet-every", 100) == 0  # fmt: skip
+    assert genesis("preprocess", "-d", 501, "-c", "3d_fullres", "-np", 1) == 0
+    return nnunet
+
+
+PRETRAIN = (
+    501,
+    "3d_fullres",
+    "all",
+    "-tr",
+    "nnUNetTrainerGenesisPretrain",
+    "-p",
+    "nnUNetGenesisPlans",
+    "-device",
+    "cpu",
+)
+FINETUNE = (4, "3d_fullres", 0, "-tr", "nnUNetTrainerGenesisFinetune", "-p", "nnUNetPlans_genesis", "-device", "cpu")
+
+
+def results(folder: Path, trainer: str) -> Path:
+    (found,) = folder.glob(f"nnUNet_results/*/{trainer}__*/fold_*")
+    return found
+
+
+def edit_plans(path: Path, **changes) -> None:
+    plans = json.loads(path.read_text())
+    for key, value in changes.items():
+        block = plans
+        *where, last = key.split("__")
+        for step in where:
+            block = block[step]
+        block[last] = value
+    path.write_text(json.dumps(plans))
+
+
+def test_an_interrupted_pretraining_ends_like_an_uninterrupted_one(ready: Path, stock, monkeypatch):
+    stock("nnUNetv2_train", *PRETRAIN)
+    folder = results(ready, "nnUNetTrainerGenesisPretrain")
+    whole = torch.load(folder / "checkpoint_final.pth", weights_only=True)
+    whole_summary = json.loads((folder / "restoration_summary.json").read_text())
+    shutil.rmtree(folder.parents[1])
+
+    def stop(self, filename):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        original = nnUNetTrainerGenesisPretrain.on_epoch_start
+        patch.setattr(nnUNetTrainerGenesisPretrain, "on_epoch_start",
+                      lambda self: stop(self, "") if self.current_epoch == 2 else original(self))  # fmt: skip
+        with pytest.raises(KeyboardInterrupt):
+            stock("nnUNetv2_train", *PRETRAIN)
+    assert (folder / "checkpoint_latest.pth").is_file()
+    stock("nnUNetv2_train", *PRETRAIN, "--c")
+    resumed = torch.load(folder / "checkpoint_final.pth", weights_only=True)
+    assert resumed["logging"]["restoration_mse"] == pytest.approx(whole["logging"]["restoration_mse"], rel=1e-4)
+    assert len(resumed["logging"]["lrs"]) == 4
+    for name, tensor in whole["network_weights"].items():
+        torch.testing.assert_close(resumed["network_weights"][name], tensor, rtol=1e-3, atol=1e-5)
+    assert json.loads((folder / "restoration_summary.json").read_text())["errors"]["recipe"] == pytest.approx(
+        whole_summary["errors"]["recipe"], rel=1e-3
+    )
+    assert not [path for path in folder.iterdir() if "incomplete" in path.name]
+
+    (folder / "restoration_summary.json").unlink()
+    stock("nnUNetv2_train", *PRETRAIN, "--val")
+    assert (folder / "restoration_summary.json").is_file()
+
+
+def test_checkpoints_and_logs_speak_of_restoration(ready: Path, stock):
+    stock("nnUNetv2_train", *PRETRAIN)
+    folder = results(ready, "nnUNetTrainerGenesisPretrain")
+    checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=True)  # plain types: no allow-list
+    log = checkpoint["logging"]
+    assert {len(values) for values in log.values()} == {4}
+    assert not [key for key in log if "dice" in key]
+    assert len(set(log["copy_mse"])) == len(set(log["mean_mse"])) == 1  # the same pairs in every epoch
+    assert checkpoint["genesis"]["settings"]["epochs"] == 4
+    assert checkpoint["init_args"]["plans"]["genesis"]["pretraining"]["recipe"]
+    text = next(folder.glob("training_log*.txt")).read_text()
+    assert "Projected end" in text
+    assert "copying the input" in text
+    assert "dice" not in text.lower().replace("batch_dice", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"genesis__pretraining__epoch": 3}, 'Unknown key "epoch".*"epochs"'),
+        ({"genesis__pretraining__learning_rate": -1}, '"learning_rate" must be above 0'),
+        ({"configurations__3d_fullres__previous_stage": "2d"}, "second stage of a cascade"),
+        ({"configurations__3d_fullres__data_identifier": "elsewhere"}, "no preprocessed volumes in .*elsewhere.*Run: nnunet_genesis preprocess"),
+    ],
+)  # fmt: skip
+def test_pretraining_refuses_in_one_line(ready: Path, stock, changes, message):
+    edit_plans(ready / "nnUNet_preprocessed/Dataset501_Scans/nnUNetGenesisPlans.json", **changes)
+    with pytest.raises(SystemExit, match=message) as refusal:
+        stock("nnUNetv2_train", *PRETRAIN)
+    assert "\n" not in str(refusal.value.code)
+
+
+def test_numbered_folds_need_five_volumes_and_stock_volumes_will_do(ready: Path, stock, genesis):
+    with pytest.raises(SystemExit, match="4 volumes are too few for nnU-Net's five folds. Use fold all"):
+        stock("nnUNetv2_train", 501, "3d_fullres", 0, *PRETRAIN[3:])
+    # the target's own labeled volumes, preprocessed by nnU-Net, on nnU-Net's split
+    assert genesis("plan", "-d", 4, "--like", 4, "--epochs", 1, "--iterations", 1, "--validation-iterations", 1) == 0
+    stock("nnUNetv2_train", 4, "3d_fullres", 0, *PRETRAIN[3:])
+    (folder,) = ready.glob("nnUNet_results/Dataset004_Target/*/fold_0")
+    held_out = json.loads((folder / "restoration_summary.json").read_text())["held_out"]
+    splits = json.loads((ready / "nnUNet_preprocessed/Dataset004_Target/splits_final.json").read_text())
+    assert held_out == splits[0]["val"]
+
+
+@given(count=st.integers(2, 200), share=st.floats(0.01, 0.5), seed=st.integers(0, 9))
+def test_hold_out(count, share, seed):
+    cases = [f"case{i}" for i in range(count)]
+    training, validation = hold_out(cases, share, seed)
+    assert sorted(training + validation) == sorted(cases)
+    assert training
+    assert validation
+    assert abs(len(validation) - share * count) <= 1
+    assert hold_out(cases[::-1], share, seed) == (training, validation)
+
+
+def test_a_single_volume_serves_for_both():
+    assert hold_out(["a"], 0.1, 0) == (["a"], ["a"])
+
+
+@pytest.fixture
+def transferred(ready: Path, genesis) -> Path:
+    """Weights of a fresh pre-training network transferred into dataset 4; the folder of its plans."""
+    trainer = get_trainer_from_args("501", "3d_fullres", "all", "nnUNetTrainerGenesisPretrain", "nnUNetGenesisPlans",
+                                    device=CPU)  # fmt: skip
+    trainer.initialize()
+    trainer.save_checkpoint(str(ready / "pretrained.pth"))
+    schedule = ("--epochs", 2, "--iterations", 1)
+    assert genesis("transfer", ready / "pretrained.pth", "-d", 4, "-c", "3d_fullres", *schedule) == 0
+    return ready / "nnUNet_preprocessed" / "Dataset004_Target"
+
+
+def start_finetuning() -> nn.Module:
+    trainer = get_trainer_from_args(
+        "4", "3d_fullres", 0, "nnUNetTrainerGenesisFinetune", "nnUNetPlans_genesis", device=CPU
+    )
+    trainer.on_train_start()
+    return trainer
+
+
+def test_finetuning_starts_from_exactly_the_transferred_tensors(transferred: Path):
+    trainer = start_finetuning()
+    source = torch.load(transferred.parents[1] / "pretrained.pth", weights_only=True)["network_weights"]
+    started = trainer.network.state_dict()
+    assert all(torch.equal(started[name], source[name]) for name in started if ".seg_layers." not in name)
+    assert trainer.enable_deep_supervision
+    assert trainer.network.decoder.deep_supervision
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch) == (2, 1)
+    assert "100.0% of the parameters" in next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+
+
+def test_continuing_before_the_first_checkpoint_starts_from_the_transferred_weights(
+    transferred: Path, stock, monkeypatch
+):
+    from nnunet_genesis.finetuning import nnUNetTrainerGenesisFinetune as Finetune
+
+    seen = {}
+    monkeypatch.setattr(
+        Finetune, "run_training", lambda self: (self.on_train_start(), seen.update(self.network.state_dict()))
+    )
+    monkeypatch.setattr(Finetune, "perform_actual_validation", lambda self, *_: None)
+    stock("nnUNetv2_train", *FINETUNE, "--c")
+    name = "encoder.stages.0.0.convs.0.conv.weight"
+    assert torch.equal(
+        seen[name], torch.load(transferred.parents[1] / "pretrained.pth", weights_only=True)["network_weights"][name]
+    )
+
+
+def test_missing_altered_and_misfitting_weights_stop_the_training(transferred: Path):
+    weights, plans = transferred / "nnUNetPlans_genesis_3d_fullres.pth", transferred / "nnUNetPlans_genesis.json"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(SystemExit, match="were altered after the transfer. Run nnunet_genesis transfer again"):
+        start_finetuning()
+    weights.unlink()
+    with pytest.raises(SystemExit, match="do not exist. Run nnunet_genesis transfer again"):
+        start_finetuning()
+    weights.write_bytes(content)
+    edit_plans(plans, configurations__3d_fullres__architecture__arch_kwargs__features_per_stage=[4, 6, 10])
+    with pytest.raises(SystemExit, match="do not fit this network"):
+        start_finetuning()
+
+
+def test_two_sources_of_weights_are_refused(transferred: Path, stock):
+    with pytest.raises(
+        SystemExit, match="-pretrained_weights was given, but the plans name transferred weights already"
+    ):
+        stock("nnUNetv2_train", *FINETUNE, "-pretrained_weights", transferred / "nnUNetPlans_genesis_3d_fullres.pth")
+
+
+def test_plans_without_weights_are_refused(transferred: Path, stock):
+    with pytest.raises(SystemExit, match="The plans nnUNetPlans hold no transferred weights for 3d_fullres"):
+        stock("nnUNetv2_train", 4, "3d_fullres", 0, "-tr", "nnUNetTrainerGenesisFinetune", "-device", "cpu")
+
+
+def test_the_control_arm_says_that_it_trains_from_scratch(ready: Path, genesis, capsys):
+    assert genesis("transfer", "--from-scratch", "-d", 4, "-c", "3d_fullres", "--epochs", 2) == 0
+    trainer = get_trainer_from_args(
+        "4", "3d_fullres", 0, "nnUNetTrainerGenesisFinetune", "nnUNetPlans_scratch", device=CPU
+    )
+    trainer.on_train_start()
+    assert (
+        "TRAINING FROM SCRATCH, as the plans ask"
+        in next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    )
+
+
+def test_stock_training_accepts_the_transferred_weights(transferred: Path, monkeypatch):
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    trainer = get_trainer_from_args("4", "3d_fullres", 0, "nnUNetTrainer", "nnUNetPlans", device=CPU)
+    trainer.initialize()
+    load_pretrained_weights(trainer.network, str(transferred / "nnUNetPlans_genesis_3d_fullres.pth"))
+    source = torch.load(transferred.parents[1] / "pretrained.pth", weights_only=True)["network_weights"]
+    name = "decoder.transpconvs.0.weight"
+    assert torch.equal(trainer.network.state_dict()[name], source[name])
+
+
+def test_transfer_mistakes(transferred: Path, genesis, capsys):
+    checkpoint = transferred.parents[1] / "pretrained.pth"
+    edit_plans(
+        transferred / "nnUNetPlans.json",
+        configurations__3d_fullres__architecture__arch_kwargs__n_conv_per_stage=[1, 2, 2],
+    )
+    for arguments, message in [
+        ((checkpoint, "-d", 4, "-c", "2d"), "architecture is not the target's"),
+        ((checkpoint, "-d", 4, "-c", "3d_lowres"), "no configuration 3d_lowres"),
+        ((checkpoint, "-d", 4, "-c", "3d_fullres", "--warmup", 5, "--epochs", 5), r"\"warmup\" \(5\) must be below"),
+        (("gone.pth", "-d", 4, "-c", "3d_fullres"), "gone.pth does not exist"),
+        (("-d", 4, "-c", "3d_fullres"), "Name a checkpoint, or --from-scratch"),
+        ((checkpoint, "-d", 4, "-c", "3d_fullres", "--to", "nnUNetPlans"), "would be overwritten"),
+    ]:
+        capsys.readouterr()
+        assert genesis("transfer", *arguments) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert re.search(message, error), error
+
+
+def test_warmup_then_poly():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0)
+    schedule = WarmupPoly(optimizer, 1.0, warmup=4, epochs=10)
+    rates = []
+    for epoch in range(10):
+        schedule.step(epoch)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert rates[4:] == pytest.approx([(1 - i / 6) ** 0.9 for i in range(6)])
+    schedule.step(1)  # as after a restart
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_distributed_training_needs_the_unused_heads_frozen(kind, tmp_path: Path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        image, loss = torch.randn(1, 1, 16, 16, 16), RestorationLoss("mse")
+
+        def two_steps(network: nn.Module) -> None:
+            network.decoder.deep_supervision = False
+            wrapped = DistributedDataParallel(network.train())
+            for _ in range(2):
+                loss(wrapped(image), image).backward()
+
+        two_steps(freeze_unused_heads(unet(kind, classes=1)))
+        with pytest.raises(RuntimeError, match="finished reduction"):
+            two_steps(unet(kind, classes=1))
+    finally:
+        torch.distributed.destroy_process_group()
