@@ -98,8 +98,8 @@ def random_crop(volume: Any, patch_size: tuple[int, ...], rng: np.random.Generat
     """
     size = (1, *patch_size) if len(patch_size) == 2 else patch_size
     starts = [int(rng.integers(max(0, have - want) + 1)) for have, want in zip(volume.shape[1:], size, strict=True)]
-    window = [slice(start, start + want) for start, want in zip(starts, size, strict=True)]
-    crop = np.array(volume[tuple([slice(None), *window])], dtype=np.float32)
+    window = (slice(None), *(slice(start, start + want) for start, want in zip(starts, size, strict=True)))
+    crop = np.array(volume[window], dtype=np.float32)
     return crop[:, 0] if len(patch_size) == 2 else crop
 
 

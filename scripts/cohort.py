@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 
 GRID_MM = 4
@@ -37,9 +37,7 @@ class Cohort:
     """Foreground labels."""
 
 
-def make_cohort(
-    folder: Path, *, unlabeled: int = 60, labeled: int = 8, test: int = 12, seed: int = 0
-) -> Cohort:
+def make_cohort(folder: Path, *, unlabeled: int = 60, labeled: int = 8, test: int = 12, seed: int = 0) -> Cohort:
     """Write synthetic T1-like brain scans with labels for grey and white matter.
 
     Every subject is the template, scaled, turned and smoothly deformed at random; its tissues get new

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Runs the whole workflow on a small cohort, in .venv, which it makes if needed. Options: scripts/demo.sh --help
 set -euo pipefail
-arguments=("$@")
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 prepare_environment demo
-python scripts/demo.py ${arguments[@]+"${arguments[@]}"}
+python scripts/demo.py "$@"

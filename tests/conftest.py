@@ -28,12 +28,45 @@ torch.set_num_threads(2)
 @pytest.fixture
 def nnunet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with nnUNet_raw, nnUNet_preprocessed and nnUNet_results, which the environment names."""
+    return use_folders(tmp_path, monkeypatch)
+
+
+def use_folders(base: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Make the three folders of nnU-Net below `base` and point the environment at them."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(name, str(tmp_path / name))
-    monkeypatch.setenv("nnUNet_extTrainer", str(trainers_folder()))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    return tmp_path
+        (base / name).mkdir()
+        patch.setenv(name, str(base / name))
+    patch.setenv("nnUNet_extTrainer", str(trainers_folder()))
+    patch.setenv("nnUNet_n_proc_DA", "0")
+    return base
+
+
+@pytest.fixture(scope="session")
+def ready_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dataset 501 (unlabeled) ready to pre-train on, dataset 4 (labeled) ready to fine-tune on; do not change it."""
+    with pytest.MonkeyPatch.context() as patch:
+        base = use_folders(tmp_path_factory.mktemp("ready"), patch)
+        write_dataset(base, 4, "Target", 5)
+        write_dataset(base, 501, "Scans", 4, labeled=False)
+        assert run_genesis("plan", "-d", 4, "--template", "tiny", "-p", "nnUNetPlans") == 0
+        shrink_plans(base / "nnUNet_preprocessed" / "Dataset004_Target" / "nnUNetPlans.json")
+        preprocess = ("-d", 4, "-plans_name", "nnUNetPlans", "-c", "3d_fullres", "-np", 1)
+        run_stock(patch, "nnUNetv2_preprocess", *preprocess)
+        lengths = (
+            "--epochs",
+            4,
+            "--iterations",
+            2,
+            "--validation-iterations",
+            2,
+            "--save-every",
+            1,
+            "--sheet-every",
+            100,
+        )
+        assert run_genesis("plan", "-d", 501, "--like", 4, *lengths) == 0
+        assert run_genesis("preprocess", "-d", 501, "-c", "3d_fullres", "-np", 1) == 0
+    return base
 
 
 @pytest.fixture
@@ -61,69 +94,68 @@ def blob(seed: int, shape: tuple[int, int, int] = (20, 24, 22), channels: int = 
 @pytest.fixture
 def make_dataset(nnunet: Path) -> Callable[..., Path]:
     """Write an nnU-Net raw dataset of blobs."""
+    return lambda *arguments, **options: write_dataset(nnunet, *arguments, **options)
 
-    def make(number: int, name: str, cases: int, channels: tuple[str, ...] = ("T1",), labeled: bool = True) -> Path:
-        folder = nnunet / "nnUNet_raw" / f"Dataset{number:03d}_{name}"
-        (folder / "imagesTr").mkdir(parents=True)
+
+def write_dataset(
+    base: Path, number: int, name: str, cases: int, channels: tuple[str, ...] = ("T1",), labeled: bool = True
+) -> Path:
+    """Write a raw dataset of blobs below `base`; its folder."""
+    folder = base / "nnUNet_raw" / f"Dataset{number:03d}_{name}"
+    (folder / "imagesTr").mkdir(parents=True)
+    if labeled:
+        (folder / "labelsTr").mkdir()
+    for i in range(cases):
+        image, labels = blob(1000 * number + i, channels=len(channels))
+        for c, channel in enumerate(image):
+            sitk.WriteImage(sitk.GetImageFromArray(channel), str(folder / "imagesTr" / f"case{i}_{c:04d}.nii.gz"))
         if labeled:
-            (folder / "labelsTr").mkdir()
-        for i in range(cases):
-            image, labels = blob(1000 * number + i, channels=len(channels))
-            for c, channel in enumerate(image):
-                sitk.WriteImage(sitk.GetImageFromArray(channel), str(folder / "imagesTr" / f"case{i}_{c:04d}.nii.gz"))
-            if labeled:
-                sitk.WriteImage(sitk.GetImageFromArray(labels), str(folder / "labelsTr" / f"case{i}.nii.gz"))
-        description = {
-            "channel_names": {str(c): channel for c, channel in enumerate(channels)},
-            "labels": {"background": 0, "shell": 1, "core": 2} if labeled else {"background": 0},
-            "numTraining": cases,
-            "file_ending": ".nii.gz",
-            "overwrite_image_reader_writer": "SimpleITKIO",
-        }
-        (folder / "dataset.json").write_text(json.dumps(description))
-        return folder
-
-    return make
+            sitk.WriteImage(sitk.GetImageFromArray(labels), str(folder / "labelsTr" / f"case{i}.nii.gz"))
+    description = {
+        "channel_names": {str(c): channel for c, channel in enumerate(channels)},
+        "labels": {"background": 0, "shell": 1, "core": 2} if labeled else {"background": 0},
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+        "overwrite_image_reader_writer": "SimpleITKIO",
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
 
 
 @pytest.fixture
 def genesis() -> Callable[..., int]:
     """Run `nnunet_genesis` with some arguments; the exit code."""
-    return lambda *arguments: cli.main([str(argument) for argument in arguments])
+    return run_genesis
+
+
+def run_genesis(*arguments: object) -> int:
+    """Run `nnunet_genesis` in this process; the exit code."""
+    return cli.main([str(argument) for argument in arguments])
 
 
 @pytest.fixture
 def stock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Run one of nnU-Net's own commands, as its console script would, in this process."""
+    return lambda *arguments: run_stock(monkeypatch, *arguments)
+
+
+def run_stock(patch: pytest.MonkeyPatch, command: str, *arguments: object) -> None:
+    """Run a command of nnU-Net in this process."""
     entries = {
         "nnUNetv2_train": ("nnunetv2.run.run_training", "run_training_entry"),
         "nnUNetv2_predict": ("nnunetv2.inference.predict_from_raw_data", "predict_entry_point"),
-        "nnUNetv2_preprocess": (
-            "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints",
-            "preprocess_entry",
-        ),
+        "nnUNetv2_preprocess": ("nnunetv2.experiment_planning.plan_and_preprocess_entrypoints", "preprocess_entry"),
     }
-
-    def run(command: str, *arguments: object) -> None:
-        module, function = entries[command]
-        monkeypatch.setattr("sys.argv", [command, *map(str, arguments)])
-        getattr(importlib.import_module(module), function)()
-
-    return run
+    module, function = entries[command]
+    patch.setattr("sys.argv", [command, *map(str, arguments)])
+    getattr(importlib.import_module(module), function)()
 
 
-@pytest.fixture
-def small_plans(nnunet: Path) -> Callable[..., None]:
-    """Shrink plans of a dataset so that a step takes milliseconds."""
-
-    def shrink(dataset: str, plans_name: str = "nnUNetPlans") -> None:
-        path = nnunet / "nnUNet_preprocessed" / dataset / f"{plans_name}.json"
-        plans = json.loads(path.read_text())
-        for name, configuration in plans["configurations"].items():
-            kwargs = configuration["architecture"]["arch_kwargs"]
-            kwargs["features_per_stage"] = [4, 6, 8]
-            configuration["patch_size"] = [16, 16] if name == "2d" else [16, 16, 16]
-            configuration["batch_size"] = 2
-        path.write_text(json.dumps(plans))
-
-    return shrink
+def shrink_plans(path: Path) -> None:
+    """Shrink the plans in a file so that a training step takes milliseconds."""
+    plans = json.loads(path.read_text())
+    for name, configuration in plans["configurations"].items():
+        configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 6, 8]
+        configuration["patch_size"] = [16, 16] if name == "2d" else [16, 16, 16]
+        configuration["batch_size"] = 2
+    path.write_text(json.dumps(plans))

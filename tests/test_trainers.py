@@ -24,16 +24,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def ready(nnunet: Path, make_dataset, genesis, small_plans, stock) -> Path:
-    """Dataset 501 ready to pre-train on, dataset 4 ready to fine-tune on."""
-    make_dataset(4, "Target", 5)
-    make_dataset(501, "Scans", 4, labeled=False)
-    assert genesis("plan", "-d", 4, "--template", "tiny", "-p", "nnUNetPlans") == 0
-    small_plans("Dataset004_Target")
-    stock("nnUNetv2_preprocess", "-d", 4, "-plans_name", "nnUNetPlans", "-c", "3d_fullres", "-np", 1)
-    assert genesis("plan", "-d", 501, "--like", 4, "--epochs", 4, "--iterations", 2, "--validation-iterations", 2,
-                   "--save-every", 1, "--sheet-every", 100) == 0  # fmt: skip
-    assert genesis("preprocess", "-d", 501, "-c", "3d_fullres", "-np", 1) == 0
+def ready(ready_once: Path, nnunet: Path) -> Path:
+    """Dataset 501 ready to pre-train on, dataset 4 ready to fine-tune on; a fresh copy for each test."""
+    shutil.copytree(ready_once, nnunet, dirs_exist_ok=True)
     return nnunet
 
 

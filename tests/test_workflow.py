@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from tests.conftest import blob
+from tests.conftest import blob, shrink_plans
 
 PRETRAINING = [
     "--epochs",
@@ -30,9 +30,7 @@ PRETRAINING = [
     [("tiny", "3d_fullres", ("T1",)), ("tiny_resenc", "3d_fullres", ("T1", "T2")), ("tiny", "2d", ("T1",)),
      ("tiny_resenc", "2d", ("T1",))],
 )  # fmt: skip
-def test_from_scans_to_predictions(
-    template, configuration, channels, nnunet: Path, make_dataset, genesis, stock, small_plans
-):
+def test_from_scans_to_predictions(template, configuration, channels, nnunet: Path, make_dataset, genesis, stock):
     make_dataset(4, "Target", 5, channels)
     scans = nnunet / "scans"
     scans.mkdir()
@@ -40,7 +38,7 @@ def test_from_scans_to_predictions(
         for c, channel in enumerate(blob(i, channels=len(channels))[0]):
             sitk.WriteImage(sitk.GetImageFromArray(channel), str(scans / f"scan{i}_{c:04d}.mha"))
     assert genesis("plan", "-d", 4, "--template", template, "-p", "nnUNetPlans") == 0
-    small_plans("Dataset004_Target")
+    shrink_plans(nnunet / "nnUNet_preprocessed/Dataset004_Target/nnUNetPlans.json")
     stock("nnUNetv2_preprocess", "-d", 4, "-plans_name", "nnUNetPlans", "-c", configuration, "-np", 1)
 
     assert genesis("import", "-d", 501, "-n", "Scans", "-np", 1, scans, "--channels", ",".join(channels)) == 0
