@@ -67,9 +67,7 @@ def network_weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, torc
         CheckpointError: There is none; the message lists what the file holds.
     """
     weights = checkpoint.get("network_weights")
-    if not isinstance(weights, dict) or not all(
-        isinstance(value, torch.Tensor) for value in weights.values()
-    ):
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise CheckpointError(
             f'{path} is not a checkpoint of nnU-Net v2: it has no "network_weights" (it holds: '
             f"{', '.join(map(str, list(checkpoint)[:6])) or 'nothing'})."

@@ -32,9 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"nnunet_genesis {chosen.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            f"nnunet_genesis {chosen.command}: interrupted; run the same command to go on.", file=sys.stderr
-        )
+        print(f"nnunet_genesis {chosen.command}: interrupted; run the same command to go on.", file=sys.stderr)
         return 130
 
 
@@ -95,9 +93,7 @@ def _import(chosen: argparse.Namespace) -> int:
         chosen.sources, nnunet_folder("nnUNet_raw"), chosen.d, chosen.n, chosen.channels.split(","), link=chosen.link,
         processes=chosen.np,
     )  # fmt: skip
-    print(
-        f"{report.imported} cases imported into {report.folder}, {report.already_there} were there already."
-    )
+    print(f"{report.imported} cases imported into {report.folder}, {report.already_there} were there already.")
     return _left_out(report.rejected, f"details: {report.folder / 'import_report.json'}")
 
 
@@ -116,15 +112,11 @@ def _add_plan(commands: Any) -> None:
     parser.add_argument("-d", required=True, metavar="ID", help="dataset to pre-train on, id or name")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--like", metavar="ID", help="target dataset, id or name, already planned")
-    source.add_argument(
-        "--template", metavar="NAME", help="ready plans: a name from the plans folder, or a .json file"
-    )
+    source.add_argument("--template", metavar="NAME", help="ready plans: a name from the plans folder, or a .json file")
     parser.add_argument(
         "--like-plans", default="nnUNetPlans", metavar="PLANS", help="plans of the target (%(default)s)"
     )
-    parser.add_argument(
-        "-p", default=PLANS_NAME, metavar="PLANS", help="name of the plans to write (%(default)s)"
-    )
+    parser.add_argument("-p", default=PLANS_NAME, metavar="PLANS", help="name of the plans to write (%(default)s)")
     _add_settings(parser.add_argument_group("pre-training settings"), PretrainingSettings)
     recipe = parser.add_argument_group("corruption recipe")
     recipe.add_argument(
@@ -161,9 +153,7 @@ def _add_preprocess(commands: Any) -> None:
         "nnunet_genesis preprocess -d 501 -c 3d_fullres -np 4",
     )
     parser.add_argument("-d", required=True, metavar="ID", help="dataset, id or name")
-    parser.add_argument(
-        "-c", required=True, nargs="+", metavar="CONFIGURATION", help="2d, 3d_lowres or 3d_fullres"
-    )
+    parser.add_argument("-c", required=True, nargs="+", metavar="CONFIGURATION", help="2d, 3d_lowres or 3d_fullres")
     parser.add_argument("-p", default=PLANS_NAME, metavar="PLANS", help="plans to follow (%(default)s)")
     _add_processes(parser)
 
@@ -175,9 +165,7 @@ def _preprocess(chosen: argparse.Namespace) -> int:
     code = 0
     for configuration in chosen.c:
         report = preprocess(dataset_name(chosen.d), chosen.p, configuration, processes=chosen.np)
-        print(
-            f"{report.written} cases written to {report.folder}, {report.already_there} were finished already."
-        )
+        print(f"{report.written} cases written to {report.folder}, {report.already_there} were finished already.")
         code = max(code, _left_out(report.failed, "nothing was written for them"))
     return code
 
@@ -193,16 +181,12 @@ def _add_transfer(commands: Any) -> None:
         "Carry the weights of a checkpoint into the plans of a dataset, ready for nnUNetTrainerGenesisFinetune.",
         "nnunet_genesis transfer checkpoint_final.pth -d 4 -c 3d_fullres --epochs 200",
     )
-    parser.add_argument(
-        "checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="checkpoint of nnU-Net v2"
-    )
+    parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="checkpoint of nnU-Net v2")
     parser.add_argument("--from-scratch", action="store_true", help="in place of a checkpoint: plans for a control arm "
                         "with the same trainer and settings but random weights")  # fmt: skip
     parser.add_argument("-d", required=True, metavar="ID", help="target dataset, id or name")
     parser.add_argument("-c", required=True, metavar="CONFIGURATION", help="2d, 3d_lowres or 3d_fullres")
-    parser.add_argument(
-        "-p", default="nnUNetPlans", metavar="PLANS", help="plans of the target (%(default)s)"
-    )
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans of the target (%(default)s)")
     parser.add_argument(
         "--to", metavar="PLANS", help="name of the plans to write (those of -p with _genesis or _scratch)"
     )
@@ -218,9 +202,7 @@ def _transfer(chosen: argparse.Namespace) -> int:
         raise GenesisError("Name a checkpoint, or --from-scratch for the control arm, and not both.")
     new_plans = chosen.to or f"{chosen.p}_{'scratch' if chosen.from_scratch else 'genesis'}"
     dataset = dataset_name(chosen.d)
-    done = transfer(
-        chosen.checkpoint, dataset, chosen.p, chosen.c, new_plans, _given(chosen, FineTuningSettings)
-    )
+    done = transfer(chosen.checkpoint, dataset, chosen.p, chosen.c, new_plans, _given(chosen, FineTuningSettings))
     if done.ledger is not None:
         print(done.ledger.table())
     print(f"Wrote {done.plans_file}. Now fine-tune{' (from scratch)' if chosen.from_scratch else ''}:")
@@ -264,9 +246,7 @@ def _add_settings(parser: Any, kind: Any, names: Iterable[str] = ()) -> None:
             nargs=2 if pair else None,
             choices=declared.metadata["choices"] or None,
             metavar=("LOW", "HIGH") if pair else ("X" if isinstance(default, float) else "N"),
-            help=f"{declared.metadata['text']} ({' '.join(map(str, default)) if pair else default})".replace(
-                "%", "%%"
-            ),
+            help=f"{declared.metadata['text']} ({' '.join(map(str, default)) if pair else default})".replace("%", "%%"),
         )
 
 

@@ -111,9 +111,7 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
             bare(self.network).load_state_dict(weights, strict=True)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
-            raise TransferError(
-                f"The transferred weights {path} do not fit this network: {reason}. {again}"
-            ) from None
+            raise TransferError(f"The transferred weights {path} do not fit this network: {reason}. {again}") from None
         self.print_to_log_file(
             f"Starting from {self.settings.source} (SHA-256 {self.settings.source_sha256[:12]}…): "
             f"{self.settings.coverage:.1%} of the parameters, segmentation heads aside, come from it."

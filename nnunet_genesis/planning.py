@@ -24,9 +24,7 @@ from nnunet_genesis.settings import PretrainingSettings
 PLANS_NAME = "nnUNetGenesisPlans"
 
 
-def plan_like(
-    dataset: str, target: str, target_plans: str, plans_name: str, settings: PretrainingSettings
-) -> Path:
+def plan_like(dataset: str, target: str, target_plans: str, plans_name: str, settings: PretrainingSettings) -> Path:
     """Give `dataset` the plans of `target`, so that pre-training builds and feeds exactly the target's network.
 
     Args:
@@ -67,9 +65,7 @@ def plan_from_template(dataset: str, template: str, plans_name: str, settings: P
     """
     names = sorted(found.stem for found in plans_folder().glob("*.json"))
     path = Path(template) if template.endswith(".json") else plans_folder() / f"{template}.json"
-    plans = read_json(
-        path, "The plans template", f"Templates: {', '.join(names)}; or the path of a plans file."
-    )
+    plans = read_json(path, "The plans template", f"Templates: {', '.join(names)}; or the path of a plans file.")
     dataset_json = read_dataset_json(dataset)
     channels = channel_names(dataset_json)
     statistics = plans.get("foreground_intensity_properties_per_channel", {})
@@ -96,9 +92,7 @@ def _adapted(
     adapted = copy.deepcopy(plans)
     old_name = adapted.get("plans_name", "")
     adapted["dataset_name"], adapted["plans_name"] = dataset, plans_name
-    adapted["image_reader_writer"] = dataset_json.get(
-        "overwrite_image_reader_writer", adapted["image_reader_writer"]
-    )
+    adapted["image_reader_writer"] = dataset_json.get("overwrite_image_reader_writer", adapted["image_reader_writer"])
     adapted.pop("genesis", None)
     for configuration in adapted["configurations"].values():
         identifier = configuration.get("data_identifier")
@@ -132,9 +126,7 @@ def raw_cases(dataset: str, dataset_json: dict[str, Any]) -> dict[str, list[str]
 
     folder = nnunet_folder("nnUNet_raw") / dataset
     if not (folder / "imagesTr").is_dir() and "dataset" not in dataset_json:
-        raise DatasetError(
-            f"{folder}/imagesTr does not exist. Import the images first: nnunet_genesis import --help"
-        )
+        raise DatasetError(f"{folder}/imagesTr does not exist. Import the images first: nnunet_genesis import --help")
     found = get_filenames_of_train_images_and_targets(str(folder), dataset_json)
     if not found:
         raise DatasetError(f"{folder}/imagesTr holds no image that ends in {dataset_json['file_ending']}.")

@@ -97,9 +97,7 @@ def preprocess(
         if not is_finished(folder, case)
     ]
     report = PreprocessingReport(folder, already_there=len(cases) - len(unfinished))
-    bar = tqdm(
-        total=len(unfinished), desc=f"Preprocessing {configuration}", unit="case", disable=not progress
-    )
+    bar = tqdm(total=len(unfinished), desc=f"Preprocessing {configuration}", unit="case", disable=not progress)
     with bar:
         for job, result in each_case(preprocess_case, unfinished, processes):
             if isinstance(result, Exception):

@@ -45,9 +45,7 @@ def freeze_unused_heads(network: nn.Module) -> nn.Module:
     return network
 
 
-def restoration_errors(
-    restored: torch.Tensor, target: torch.Tensor, corrupted: torch.Tensor
-) -> list[dict[str, float]]:
+def restoration_errors(restored: torch.Tensor, target: torch.Tensor, corrupted: torch.Tensor) -> list[dict[str, float]]:
     """Errors of each patch over its voxels with a finite target; keys are `METRICS`.
 
     PSNR is in dB, relative to the range (maximum - minimum) of the original patch; NaN for a constant patch.

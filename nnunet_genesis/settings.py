@@ -57,17 +57,13 @@ class FineTuningSettings(Settings):
 
     epochs: int = setting(1000, "number of epochs", at_least=1)
     iterations: int = setting(250, "training steps per epoch", at_least=1)
-    warmup: int = setting(
-        50, "epochs in which the learning rate rises linearly, fewer than the epochs", at_least=0
-    )
+    warmup: int = setting(50, "epochs in which the learning rate rises linearly, fewer than the epochs", at_least=0)
     learning_rate: float = setting(1e-2, "SGD's learning rate after warm-up; it falls to 0 (poly)", above=0)
     weights: str = setting("", 'file of weights beside the plans; "" trains from scratch (control arm)')
     sha256: str = setting("", "digest of that file")
     source: str = setting("", "name of the checkpoint that the weights came from")
     source_sha256: str = setting("", "digest of that checkpoint")
-    coverage: float = setting(
-        0.0, "share of the parameters, heads aside, that came from it", at_least=0, at_most=1
-    )
+    coverage: float = setting(0.0, "share of the parameters, heads aside, that came from it", at_least=0, at_most=1)
 
     def __post_init__(self) -> None:
         """Check the fields, also against each other."""

@@ -75,9 +75,7 @@ def transfer(
     if checkpoint is not None:
         network, channels = target_network(plans, configuration, read_dataset_json(dataset))
         content = read_checkpoint(checkpoint)
-        ledger = match(
-            network_weights(content, checkpoint), network, _source_channels(content, checkpoint), channels
-        )
+        ledger = match(network_weights(content, checkpoint), network, _source_channels(content, checkpoint), channels)
         ledger.refuse_mismatches()
         ledger.apply(network)
         weights = folder / f"{new_plans_name}_{configuration}.pth"

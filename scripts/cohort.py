@@ -17,8 +17,11 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 
-GRID_MM = 4
+GRID_MM = 4.5
 """Sampling of the template in mm. The files claim 1 mm, as the tiny plans expect: these heads are small."""
+
+SHAPE = (40, 48, 40)
+"""Voxels of a scan: the brain with some room for its deformation."""
 
 SHARES = (150, 30, 20)
 """Unlabeled, labeled and test cases taken from a Decathlon task; scaled down where it has fewer."""
@@ -147,8 +150,16 @@ def _template() -> np.ndarray:
     from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
 
     loaders = (load_mni152_template, load_mni152_gm_template, load_mni152_wm_template)
-    maps = [np.asarray(load(resolution=GRID_MM).dataobj, dtype=np.float32) for load in loaders]
-    return np.clip(np.stack(maps), 0, 1)
+    maps = np.stack([np.asarray(load(resolution=GRID_MM).dataobj, dtype=np.float32) for load in loaders])
+    brain = np.argwhere(maps[1:].max(axis=0) > 0.3)
+    begin = (brain.min(axis=0) + brain.max(axis=0) + 1 - SHAPE) // 2
+    return _window(np.clip(maps, 0, 1), begin)
+
+
+def _window(maps: np.ndarray, begin: np.ndarray) -> np.ndarray:
+    """Voxels `begin` to `begin + SHAPE` along the spatial axes; 0 outside of the maps."""
+    padded = np.pad(maps, [(0, 0)] + [(size, size) for size in SHAPE])
+    return padded[(slice(None), *(slice(i + size, i + 2 * size) for i, size in zip(begin, SHAPE, strict=True)))]
 
 
 def _subject(tissues: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

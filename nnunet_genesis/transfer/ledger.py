@@ -38,11 +38,7 @@ class Ledger:
 
     def share(self, of_part: str | None, *states: str) -> float:
         """Share of a part's parameters in one of the states, 0 to 1; of all but the heads if `of_part` is None."""
-        lines = [
-            line
-            for line in self.lines
-            if line.part == of_part or (of_part is None and line.part != PARTS[-1])
-        ]
+        lines = [line for line in self.lines if line.part == of_part or (of_part is None and line.part != PARTS[-1])]
         total = sum(line.parameters for line in lines)
         return sum(line.parameters for line in lines if line.state in states) / total if total else 0.0
 
@@ -59,9 +55,7 @@ class Ledger:
             reasons = sorted({line.why for line in lines if line.why})
             shares = [f"{self.share(name, state):.1%}" for state in ("copied", "adapted", "initialised")]
             count = sum(line.parameters for line in lines)
-            rows.append(
-                f"{name:<20}{count:>12,}{shares[0]:>10}{shares[1]:>10}{shares[2]:>13}  {'; '.join(reasons)}"
-            )
+            rows.append(f"{name:<20}{count:>12,}{shares[0]:>10}{shares[1]:>10}{shares[2]:>13}  {'; '.join(reasons)}")
         if self.unused:
             rows.append(f"{len(self.unused)} tensors of the checkpoint are not used, e.g. {self.unused[0]}")
         return "\n".join(rows)
@@ -92,9 +86,7 @@ class Ledger:
             tensors[name].copy_(value)
         held = network.state_dict()
         for name, names in name_groups(network).items():
-            if name in self.values and not all(
-                torch.equal(held[n], self.values[name].to(held[n])) for n in names
-            ):
+            if name in self.values and not all(torch.equal(held[n], self.values[name].to(held[n])) for n in names):
                 raise TransferError(f"The value of {name} did not arrive in the network.")
 
 
@@ -118,9 +110,7 @@ def match(
     ledger = Ledger()
     groups, stem, tensors = name_groups(network), stem_of(network), network.state_dict()
     mixture, rule = channel_mixture(source_channels, target_channels)
-    same_channels = torch.equal(mixture, torch.eye(len(mixture))) and len(source_channels) == len(
-        target_channels
-    )
+    same_channels = torch.equal(mixture, torch.eye(len(mixture))) and len(source_channels) == len(target_channels)
     for name, names in groups.items():
         wanted, given = tensors[name], effective(names, source)
         state, why, value = "copied", "", given
