@@ -17,11 +17,11 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 
-GRID_MM = 4.5
-"""Sampling of the template in mm. The files claim 1 mm, as the tiny plans expect: these heads are small."""
-
 SHAPE = (40, 48, 40)
-"""Voxels of a scan: the brain with some room for its deformation."""
+"""Voxels of a scan: a brain with some room. The files claim 1 mm, as the tiny plans expect: these heads are small."""
+
+TEMPLATE_MM, VOXEL_MM = 4, 4.5
+"""Sampling of the template and, on average, of a subject."""
 
 SHARES = (150, 30, 20)
 """Unlabeled, labeled and test cases taken from a Decathlon task; scaled down where it has fewer."""
@@ -150,36 +150,27 @@ def _template() -> np.ndarray:
     from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
 
     loaders = (load_mni152_template, load_mni152_gm_template, load_mni152_wm_template)
-    maps = np.stack([np.asarray(load(resolution=GRID_MM).dataobj, dtype=np.float32) for load in loaders])
-    brain = np.argwhere(maps[1:].max(axis=0) > 0.3)
-    begin = (brain.min(axis=0) + brain.max(axis=0) + 1 - SHAPE) // 2
-    return _window(np.clip(maps, 0, 1), begin)
-
-
-def _window(maps: np.ndarray, begin: np.ndarray) -> np.ndarray:
-    """Voxels `begin` to `begin + SHAPE` along the spatial axes; 0 outside of the maps."""
-    padded = np.pad(maps, [(0, 0)] + [(size, size) for size in SHAPE])
-    return padded[(slice(None), *(slice(i + size, i + 2 * size) for i, size in zip(begin, SHAPE, strict=True)))]
+    return np.clip([np.asarray(load(resolution=TEMPLATE_MM).dataobj, dtype=np.float32) for load in loaders], 0, 1)
 
 
 def _subject(tissues: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """One subject: image (int16) and label (uint8)."""
-    where = _deformation(tissues.shape[1:], rng)
+    brain = np.argwhere(tissues[1:].max(axis=0) > 0.3)
+    where = _deformation((brain.min(axis=0) + brain.max(axis=0)) / 2, rng)
     t1, grey, white = (map_coordinates(tissue, where, order=1) for tissue in tissues)
     label = np.where(white > grey, 2, 1) * (np.maximum(white, grey) > 0.4)
     image = _contrasted(t1, grey, white, rng)
     return image.astype(np.int16), label.astype(np.uint8)
 
 
-def _deformation(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Sampling positions (3, *shape) in voxels: a random affine map plus smooth displacements."""
-    angles = rng.normal(0, np.deg2rad(6), 3)
-    matrix = _rotation(angles) @ np.diag(rng.uniform(0.9, 1.12, 3))
-    centre = (np.array(shape).reshape(3, 1, 1, 1) - 1) / 2
-    positions = np.indices(shape) - centre - rng.normal(0, 1.5, (3, 1, 1, 1))
-    affine = np.tensordot(matrix, positions, axes=1) + centre
-    coarse = rng.normal(0, 1.6, (3, 7, 8, 7))
-    return affine + np.stack([_enlarged(part, shape) for part in coarse])
+def _deformation(centre: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Sampling positions (3, *SHAPE) in template voxels: a random affine map plus smooth displacements."""
+    scale = rng.uniform(0.9, 1.12, 3) * VOXEL_MM / TEMPLATE_MM
+    matrix = _rotation(rng.normal(0, np.deg2rad(6), 3)) @ np.diag(scale)
+    middle = (np.array(SHAPE) - 1) / 2 + rng.normal(0, 1, 3)
+    affine = np.tensordot(matrix, np.indices(SHAPE) - middle.reshape(3, 1, 1, 1), axes=1)
+    smooth = [_enlarged(coarse, SHAPE) for coarse in rng.normal(0, 1.6, (3, 7, 8, 7))]
+    return affine + centre.reshape(3, 1, 1, 1) + np.stack(smooth)
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:

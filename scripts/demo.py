@@ -139,9 +139,9 @@ def parse_options() -> argparse.Namespace:
     add("--unlabeled", type=int, metavar="N", help="scans without labels (60, with --msd 150)")
     add("--labeled", type=int, metavar="N", help="labeled training cases (8, with --msd 30)")
     add("--test", type=int, metavar="N", help="test cases (12, with --msd 20)")
-    add("--epochs", type=int, default=8, metavar="N", help="epochs of pre-training")
+    add("--epochs", type=int, default=6, metavar="N", help="epochs of pre-training")
     add("--iterations", type=int, default=50, metavar="N", help="steps per epoch of pre-training")
-    add("--tune-epochs", type=int, default=4, metavar="N", help="epochs of fine-tuning and of the control arm")
+    add("--tune-epochs", type=int, default=3, metavar="N", help="epochs of fine-tuning and of the control arm")
     add("--tune-iterations", type=int, default=40, metavar="N", help="steps per epoch of both")
     add("--seed", type=int, default=0, metavar="N", help="seed of cohort and pre-training; nnU-Net's own is random")
     add("--device", choices=("cpu", "cuda"), help="cuda where there is one, otherwise cpu")
@@ -210,9 +210,10 @@ def set_environment(shell: Shell, workspace: Path) -> None:
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (workspace / name).mkdir(exist_ok=True)
         shell.export(**{name: str(workspace / name)})
-    # two loader processes, one thread in each; a network this small is not worth compiling; threads that wait for
-    # each other must not keep few cores busy
-    shell.export(nnUNet_n_proc_DA="2", OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", nnUNet_compile="f")
+    # two processes for everything, one thread in each loader; threads that wait must not keep few cores busy; a
+    # network this small is not worth compiling
+    shell.export(nnUNet_n_proc_DA="2", nnUNet_def_n_proc="2", nnUNet_compile="f")
+    shell.export(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
     shell.export(nnUNet_extTrainer=shell.run("trainers", "nnunet_genesis", "trainers").splitlines()[-1])
 
 
@@ -257,7 +258,8 @@ def evaluate(shell: Shell, arm: str, cohort: Cohort, device: str) -> dict[str, A
     predictions = shell.workspace / "predictions" / arm
     model = ("-d", TARGET, "-c", CONFIGURATION, "-f", "all", "-tr", FINETUNER, "-p", ARMS[arm])
     folders = ("-i", cohort.dataset / "imagesTs", "-o", predictions)
-    shell.run(f"predict_{arm}", "nnUNetv2_predict", *model, *folders, "-npp", 1, "-nps", 1, "-device", device)
+    fast = ("-npp", 1, "-nps", 1, "--disable_tta")
+    shell.run(f"predict_{arm}", "nnUNetv2_predict", *model, *folders, *fast, "-device", device)
     labels = sorted(cohort.labels.values())
     words = (cohort.dataset / "labelsTs", predictions, "-l", *labels, "-np", 2)
     shell.run(f"evaluate_{arm}", "nnUNetv2_evaluate_simple", *words)
