@@ -141,6 +141,13 @@ def parse_options() -> argparse.Namespace:
     add("--test", type=int, metavar="N", help="test cases (12, with --msd 20)")
     add("--epochs", type=int, default=6, metavar="N", help="epochs of pre-training")
     add("--iterations", type=int, default=50, metavar="N", help="steps per epoch of pre-training")
+    add(
+        "--lr",
+        type=float,
+        default=0.003,
+        metavar="X",
+        help="learning rate of pre-training; a network this small bears it",
+    )
     add("--tune-epochs", type=int, default=3, metavar="N", help="epochs of fine-tuning and of the control arm")
     add("--tune-iterations", type=int, default=40, metavar="N", help="steps per epoch of both")
     add("--seed", type=int, default=0, metavar="N", help="seed of cohort and pre-training; nnU-Net's own is random")
@@ -232,7 +239,7 @@ def pretrain(shell: Shell, cohort: Cohort, options: argparse.Namespace, device: 
               "--channels", cohort.channel)
     shell.run("plan", "nnunet_genesis", "plan", "-d", UNLABELED, "--like", TARGET, "--like-plans", PLANS, "-p", plans,
               "--epochs", options.epochs, "--iterations", options.iterations, "--validation-iterations", 10,
-              "--sheet-every", max(1, options.epochs // 2), "--seed", options.seed)
+              "--sheet-every", max(1, options.epochs // 2), "--lr", options.lr, "--seed", options.seed)
     shell.run("preprocess", "nnunet_genesis", "preprocess", "-d", UNLABELED, "-c", CONFIGURATION, "-np", 2)
     shell.run("pretrain", "nnUNetv2_train", UNLABELED, CONFIGURATION, "all", "-tr", PRETRAINER, "-p", plans,
               "-device", device)

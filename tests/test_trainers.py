@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import get_trainer_from_args
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_genesis.finetuning import WarmupPoly
+from nnunet_genesis.patches import TRAINING
 from nnunet_genesis.pretraining import hold_out, nnUNetTrainerGenesisPretrain
 from nnunet_genesis.restoration import RestorationLoss, freeze_unused_heads
 from tests.transfer.test_ledger import unet
@@ -239,15 +242,27 @@ def test_the_control_arm_says_that_it_trains_from_scratch(ready: Path, genesis, 
     )
 
 
-def test_stock_training_accepts_the_transferred_weights(transferred: Path, monkeypatch):
-    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
-
+@pytest.mark.parametrize(
+    "file", ["nnUNet_preprocessed/Dataset004_Target/nnUNetPlans_genesis_3d_fullres.pth", "pretrained.pth"]
+)
+def test_stock_training_accepts_transferred_and_pretrained_weights(transferred: Path, file):
     trainer = get_trainer_from_args("4", "3d_fullres", 0, "nnUNetTrainer", "nnUNetPlans", device=CPU)
     trainer.initialize()
-    load_pretrained_weights(trainer.network, str(transferred / "nnUNetPlans_genesis_3d_fullres.pth"))
+    load_pretrained_weights(trainer.network, str(transferred.parents[1] / file))
     source = torch.load(transferred.parents[1] / "pretrained.pth", weights_only=True)["network_weights"]
-    name = "decoder.transpconvs.0.weight"
-    assert torch.equal(trainer.network.state_dict()[name], source[name])
+    loaded = trainer.network.state_dict()
+    assert all(torch.equal(loaded[name], source[name]) for name in loaded if ".seg_layers." not in name)
+
+
+def test_loaders_can_be_sent_to_spawned_workers(ready: Path):
+    """Where processes are not forked (macOS, Windows, Linux from Python 3.14) the batches are pickled."""
+    trainer = get_trainer_from_args(
+        "501", "3d_fullres", "all", "nnUNetTrainerGenesisPretrain", "nnUNetGenesisPlans", device=CPU
+    )
+    trainer.initialize()
+    batches = trainer._batches(trainer.do_split()[0], TRAINING)
+    copied = pickle.loads(pickle.dumps(batches))
+    assert torch.equal(copied[3]["data"], batches[3]["data"])
 
 
 def test_transfer_mistakes(transferred: Path, genesis, capsys):
