@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GenesisError as error:
         print(f"nnunet_genesis {chosen.command}: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"nnunet_genesis {chosen.command}: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"nnunet_genesis {chosen.command}: interrupted; run the same command to go on.", file=sys.stderr)
         return 130
@@ -245,9 +248,15 @@ def _add_settings(parser: Any, kind: Any, names: Iterable[str] = ()) -> None:
             type=type(default[0]) if pair else type(default),
             nargs=2 if pair else None,
             choices=declared.metadata["choices"] or None,
-            metavar=("LOW", "HIGH") if pair else ("X" if isinstance(default, float) else "N"),
+            metavar=_placeholder(declared),
             help=f"{declared.metadata['text']} ({' '.join(map(str, default)) if pair else default})".replace("%", "%%"),
         )
+
+
+def _placeholder(declared: Any) -> Any:
+    if isinstance(declared.default, tuple):
+        return ("LOW", "HIGH")
+    return None if declared.metadata["choices"] else "X" if isinstance(declared.default, float) else "N"
 
 
 def _given(chosen: argparse.Namespace, kind: Any) -> dict[str, Any]:

@@ -92,6 +92,56 @@ def read_plans(name: str, plans_name: str) -> dict[str, Any]:
     return plans  # type: ignore[no-any-return]
 
 
+def has_labels(name: str) -> bool:
+    """Whether the dataset has labels, raw or copied by nnU-Net's preprocessing."""
+    raw = os.environ.get("nnUNet_raw")
+    labels = [preprocessed_folder(name) / "gt_segmentations", *([Path(raw) / name / "labelsTr"] if raw else [])]
+    return any(folder.is_dir() for folder in labels)
+
+
+def preprocessing_command(plans: dict[str, Any], configuration: str, data_identifier: str) -> str:
+    """The command that makes the volumes of a configuration: ours for unlabeled datasets, otherwise nnU-Net's."""
+    name = plans["dataset_name"]
+    if not has_labels(name):
+        return f"nnunet_genesis preprocess -d {int(name[7:10])} -c {configuration} -p {plans['plans_name']}"
+    owner = data_identifier.removesuffix(f"_{configuration}")
+    return f"nnUNetv2_preprocess -d {int(name[7:10])} -plans_name {owner} -c {configuration}"
+
+
+def refuse_foreign_plans(path: Path, kind: str) -> None:
+    """Never overwrite plans that are not ours.
+
+    Args:
+        path: The plans file about to be written.
+        kind: "pretraining" or "fine_tuning", the part of the genesis block that marks plans of the same origin.
+
+    Raises:
+        DatasetError: The file exists and was not written by the same command.
+    """
+    if path.is_file():
+        plans = read_json(path, "The plans file", "Remove it, or name other plans.")
+        if kind not in (plans.get("genesis") or {}):
+            raise DatasetError(
+                f"The plans {path.stem} of {path.parent.name} exist and would be overwritten. Name others."
+            )
+
+
+def refuse_cascade(plans: dict[str, Any], configuration: str) -> None:
+    """Refuse an unknown configuration, and a cascade's second stage.
+
+    Raises:
+        DatasetError: Says why.
+    """
+    check_configuration(plans, configuration)
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    if PlansManager(plans).get_configuration(configuration).previous_stage_name is not None:
+        raise DatasetError(
+            f"{configuration} is the second stage of a cascade: part of its input are the first stage's segmentations, "
+            "which unlabeled scans do not have. Use 2d, 3d_lowres or 3d_fullres."
+        )
+
+
 def check_configuration(plans: dict[str, Any], configuration: str) -> None:
     """Refuse a configuration that the plans do not have.
 

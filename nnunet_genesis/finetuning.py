@@ -67,8 +67,7 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
     def initialize(self) -> None:
         """As in nnU-Net, after a look for the preprocessed volumes."""
         with one_line():
-            identifier, suffix = self.configuration_manager.data_identifier, f"_{self.configuration_name}"
-            volumes_folder(self, f"nnUNetv2_preprocess -plans_name {identifier.removesuffix(suffix)}")
+            volumes_folder(self)
         super().initialize()
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,10 @@ class PatchBatches(Dataset[dict[str, Any]]):
     minimum_contrast: float
     _spread: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        """Fix the order in which validation walks through the volumes."""
+        self._walk = ranked(self.volumes.identifiers, self.seed + 1)
+
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Batch `number`, counted from 0."""
         begin = number * self.global_batch_size + self.first
@@ -62,8 +67,8 @@ class PatchBatches(Dataset[dict[str, Any]]):
         crops = np.random.default_rng([self.seed, self.stream, k, 0])
         corruptions = np.random.default_rng([self.seed, self.stream, k, 1])
         cases = self.volumes.identifiers
-        # validation walks through the volumes, so that all count alike
-        case = cases[k % len(cases)] if self.stream == VALIDATION else cases[crops.integers(len(cases))]
+        # validation walks through the volumes, in random order in case there are more of them than patches
+        case = self._walk[k % len(cases)] if self.stream == VALIDATION else cases[crops.integers(len(cases))]
         crop = self._informative_crop(case, crops)
         corrupted, clean = make_pair(torch.from_numpy(crop), self.recipe, corruptions)
         return pad(corrupted, self.patch_size, 0.0), pad(clean, self.patch_size, float("nan")), case
@@ -83,6 +88,11 @@ class PatchBatches(Dataset[dict[str, Any]]):
             if most >= self.minimum_contrast:
                 break
         return best  # type: ignore[return-value]
+
+
+def ranked(cases: Iterable[str], seed: int) -> list[str]:
+    """Cases in a random order in which each keeps its place relative to the others when cases are added."""
+    return sorted(cases, key=lambda case: hashlib.sha256(f"{seed}/{case}".encode()).digest())
 
 
 def random_crop(volume: Any, patch_size: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -6,15 +6,17 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import SimpleITK as sitk
+from tqdm import tqdm
 
 from nnunet_genesis.datasets import (
     channel_names,
+    has_labels,
     nnunet_folder,
     preprocessed_folder,
     read_dataset_json,
     read_plans,
+    refuse_foreign_plans,
 )
 from nnunet_genesis.errors import DatasetError
 from nnunet_genesis.files import read_json, write_json
@@ -105,13 +107,13 @@ def _adapted(
 def _write(plans: dict[str, Any], dataset_json: dict[str, Any], settings: PretrainingSettings) -> Path:
     """Write everything that preprocessing and training read; files of nnU-Net that exist are kept."""
     folder = preprocessed_folder(plans["dataset_name"])
+    path = folder / f"{plans['plans_name']}.json"
+    refuse_foreign_plans(path, "pretraining")
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "dataset_fingerprint.json").is_file():
         write_json(_fingerprint(plans, dataset_json), folder / "dataset_fingerprint.json")
-    unlabeled = not (nnunet_folder("nnUNet_raw") / plans["dataset_name"] / "labelsTr").is_dir()
-    if unlabeled or not (folder / "dataset.json").is_file():
+    if not has_labels(plans["dataset_name"]) or not (folder / "dataset.json").is_file():
         write_json(dataset_json, folder / "dataset.json")
-    path = folder / f"{plans['plans_name']}.json"
     write_json(plans | {"genesis": {"pretraining": settings.block()}}, path)
     return path
 
@@ -140,9 +142,12 @@ def _fingerprint(plans: dict[str, Any], dataset_json: dict[str, Any]) -> dict[st
     """
     spacings, shapes = [], []
     reader = sitk.ImageFileReader()
-    for images in raw_cases(plans["dataset_name"], dataset_json).values():
+    for images in tqdm(raw_cases(plans["dataset_name"], dataset_json).values(), desc="Reading headers", unit="case"):
         reader.SetFileName(images[0])
-        reader.ReadImageInformation()
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError:
+            continue  # preprocessing will name the damaged image
         spacings.append([float(value) for value in reader.GetSpacing()[::-1]])
         shapes.append([int(value) for value in reader.GetSize()[::-1]])
     return {
@@ -150,6 +155,5 @@ def _fingerprint(plans: dict[str, Any], dataset_json: dict[str, Any]) -> dict[st
         "shapes_after_crop": shapes,
         "foreground_intensity_properties_per_channel": plans["foreground_intensity_properties_per_channel"],
         "median_relative_size_after_cropping": 1.0,
-        "median_spacing": np.median(spacings, axis=0).tolist(),
         "made_by": "nnunet-genesis, without labels: shapes are those before cropping, intensities are the plans'",
     }

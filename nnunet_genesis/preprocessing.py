@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nnunet_genesis.datasets import check_configuration, preprocessed_folder, read_dataset_json, read_plans
+from nnunet_genesis.datasets import (
+    has_labels,
+    preprocessed_folder,
+    preprocessing_command,
+    read_dataset_json,
+    read_plans,
+    refuse_cascade,
+)
 from nnunet_genesis.errors import DatasetError
 from nnunet_genesis.files import read_json, write_json
 from nnunet_genesis.planning import raw_cases
@@ -64,16 +71,17 @@ def preprocess(
         progress: Show a progress bar.
 
     Raises:
-        DatasetError: Something is missing, the configuration is a cascade's second stage, or the finished cases
-            were preprocessed with other plans.
+        DatasetError: Something is missing, the dataset has labels, the configuration is a cascade's second stage,
+            or the finished cases were preprocessed with other plans.
     """
     plans = read_plans(dataset, plans_name)
-    check_configuration(plans, configuration)
+    refuse_cascade(plans, configuration)
     base = preprocessed_folder(dataset)
-    folder = base / _data_identifier(plans, configuration)
-    _refuse_stock_data(plans, folder, configuration)
-    dataset_json = read_dataset_json(dataset)
-    cases = raw_cases(dataset, dataset_json)
+    folder = base / _chosen(plans, configuration)["data_identifier"]
+    if has_labels(dataset):
+        command = preprocessing_command(plans, configuration, folder.name)
+        raise DatasetError(f"{dataset} has labels: nnU-Net's own volumes serve pre-training too. Run: {command}")
+    cases = raw_cases(dataset, read_dataset_json(dataset))
     made_by = _made_by(plans, configuration)
     record = base / f"{folder.name}_preprocessing.json"
     _refuse_other_plans(made_by, record, folder)
@@ -83,16 +91,9 @@ def preprocess(
     shutil.rmtree(workshop, ignore_errors=True)
     for new in (folder, workshop):
         new.mkdir(parents=True, exist_ok=True)
+    plans_file, dataset_file = str(base / f"{plans_name}.json"), str(base / "dataset.json")
     unfinished = [
-        Job(
-            case,
-            tuple(images),
-            str(base / f"{plans_name}.json"),
-            configuration,
-            str(base / "dataset.json"),
-            str(folder),
-            str(workshop),
-        )
+        Job(case, tuple(images), plans_file, configuration, dataset_file, str(folder), str(workshop))
         for case, images in cases.items()
         if not is_finished(folder, case)
     ]
@@ -163,33 +164,16 @@ def _check_volume(unfinished: Path) -> None:
         raise DatasetError("is constant after preprocessing; remove the image")
 
 
-def _data_identifier(plans: dict[str, Any], configuration: str) -> str:
+def _chosen(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    """A configuration with what it inherits."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    manager = PlansManager(plans).get_configuration(configuration)
-    if manager.previous_stage_name is not None:
-        raise DatasetError(
-            f"{configuration} is the second stage of a cascade: its input holds the first stage's segmentation, which "
-            "unlabeled scans do not have. Use 2d, 3d_lowres or 3d_fullres."
-        )
-    return str(manager.data_identifier)
-
-
-def _refuse_stock_data(plans: dict[str, Any], folder: Path, configuration: str) -> None:
-    """Never write volumes without labels where a stock training looks for labeled ones."""
-    if not folder.name.startswith(f"{plans['plans_name']}_") or "genesis" not in plans:
-        raise DatasetError(
-            f"The volumes in {folder.name} belong to labeled training. "
-            f"Run: nnUNetv2_preprocess -d {plans['dataset_name']} -plans_name "
-            f"{folder.name.removesuffix(f'_{configuration}')} -c {configuration}"
-        )
+    return dict(PlansManager(plans).get_configuration(configuration).configuration)
 
 
 def _made_by(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
     """What of the plans decides how a preprocessed volume looks."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    chosen = PlansManager(plans).get_configuration(configuration).configuration
+    chosen = _chosen(plans, configuration)
     keys = ("preprocessor_name", "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data",
             "resampling_fn_data_kwargs")  # fmt: skip
     everywhere = ("image_reader_writer", "transpose_forward", "foreground_intensity_properties_per_channel")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
@@ -24,7 +24,7 @@ from nnunet_genesis.datasets import channel_names
 from nnunet_genesis.errors import DatasetError, one_line
 from nnunet_genesis.figures import pretraining_progress, restoration_sheet
 from nnunet_genesis.files import write_json
-from nnunet_genesis.patches import TRAINING, VALIDATION, PatchBatches, load
+from nnunet_genesis.patches import TRAINING, VALIDATION, PatchBatches, load, ranked
 from nnunet_genesis.restoration import RestorationLoss, freeze_unused_heads, mean_errors, restoration_errors
 from nnunet_genesis.settings import PretrainingSettings
 from nnunet_genesis.training import check_before_training, volumes_folder
@@ -79,8 +79,8 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         self.save_every = self.settings.save_every
         self.enable_deep_supervision = False
         self.logger.local_logger = RestorationLog()
-        if "genesis" not in plans:
-            self.print_to_log_file("These plans have no genesis block: pre-training with the default settings.")
+        if "pretraining" not in plans.get("genesis", {}):
+            self.print_to_log_file("These plans have no settings for pre-training: the defaults hold.")
         self.print_to_log_file(f"Pre-training settings: {self.settings.block()}")
 
     @staticmethod
@@ -109,8 +109,8 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
     def initialize(self) -> None:
         """As in nnU-Net, with seeded initial weights, after a look for the preprocessed volumes."""
         with one_line():
-            volumes_folder(self, "nnunet_genesis preprocess")
-        with torch.random.fork_rng():
+            volumes_folder(self)
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             super().initialize()
 
@@ -161,10 +161,16 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
             minimum_contrast=self.settings.minimum_contrast,
         )
 
+    def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
+        """As in nnU-Net; AdamW's step counters stay on the CPU, where it reads them without waiting for the GPU."""
+        super().load_checkpoint(filename_or_checkpoint)
+        for state in self.optimizer.state.values():
+            state["step"] = state["step"].cpu()
+
     def on_train_start(self) -> None:
         """As in nnU-Net."""
         super().on_train_start()
-        self._started = time.time(), self.current_epoch
+        self._first_epoch = self.current_epoch
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Errors of each patch of a batch."""
@@ -204,7 +210,8 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         if done % self.save_every == 0 and not final:
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
         # nnU-Net stores the best score under this name; for us it is the smallest error
-        if self._best_ema is None or last["restoration_mse"] < self._best_ema:
+        better = self._best_ema is None or last["restoration_mse"] < self._best_ema
+        if better and math.isfinite(last["restoration_mse"]):
             self._best_ema: float | None = last["restoration_mse"]
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
         if self.local_rank == 0:
@@ -214,10 +221,10 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         self.current_epoch += 1
 
     def _announce_end(self, done: int) -> None:
-        """Project the end of the run after its first epoch."""
-        began, first = self._started
-        if done == first + 1 and done < self.num_epochs:
-            left = timedelta(seconds=round((time.time() - began) * (self.num_epochs - done)))
+        """Project the end of the run after its first epoch, and again after the second: the first may compile."""
+        if done - self._first_epoch in (1, 2) and done < self.num_epochs:
+            began, ended = (self.logger.get_value(f"epoch_{name}_timestamps", step=-1) for name in ("start", "end"))
+            left = timedelta(seconds=round((ended - began) * (self.num_epochs - done)))
             self.print_to_log_file(f"Projected end: {datetime.now() + left:%Y-%m-%d %H:%M} ({left} from now)")
 
     @torch.no_grad()
@@ -292,12 +299,10 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
 def hold_out(cases: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
     """Split cases into training and validation: a seeded share of them, at least one, is held out.
 
-    A single case is used for both.
+    The split hardly changes when scans are added. A single case is used for both.
     """
-    cases = sorted(cases)
+    cases = ranked(cases, seed)
     if len(cases) < 2:
-        return list(cases), list(cases)
+        return cases, cases
     count = min(len(cases) - 1, max(1, round(share * len(cases))))
-    chosen = np.random.default_rng(seed).permutation(len(cases))[:count]
-    validation = [cases[i] for i in sorted(chosen)]
-    return [case for case in cases if case not in set(validation)], validation
+    return sorted(cases[count:]), sorted(cases[:count])

@@ -63,11 +63,12 @@ def restoration_errors(restored: torch.Tensor, target: torch.Tensor, corrupted: 
             continue
         mse = (output - original).square().mean().item()
         peak = (original.max() - original.min()).item()
+        has_psnr = peak > 0 and math.isfinite(mse)
         errors.append(
             {
                 "mse": mse,
                 "mae": (output - original).abs().mean().item(),
-                "psnr": 10 * math.log10(peak**2 / max(mse, 1e-12 * peak**2)) if peak > 0 else math.nan,
+                "psnr": 10 * math.log10(peak**2 / max(mse, 1e-12 * peak**2)) if has_psnr else math.nan,
                 "copy_mse": torch.nan_to_num(damaged - original).square().mean().item(),
                 "mean_mse": (original - original.mean(1, keepdim=True)).square().mean().item(),
             }
@@ -76,9 +77,9 @@ def restoration_errors(restored: torch.Tensor, target: torch.Tensor, corrupted: 
 
 
 def mean_errors(errors: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each metric over patches, NaN left out."""
+    """Mean of each metric over patches; patches without a PSNR are left out of its mean, any other NaN shows."""
     summary = {}
     for metric in METRICS:
-        values = [error[metric] for error in errors if not math.isnan(error[metric])]
+        values = [error[metric] for error in errors if metric != "psnr" or not math.isnan(error[metric])]
         summary[metric] = sum(values) / len(values) if values else math.nan
     return summary

@@ -34,7 +34,7 @@ class PretrainingSettings(Settings):
     )
     sheet_every: int = setting(50, "epochs between pictures of restored patches", at_least=1)
     save_every: int = setting(50, "epochs between checkpoints", at_least=1)
-    seed: int = setting(0, "seed of hold-out, crops and corruptions", at_least=0)
+    seed: int = setting(0, "seed of hold-out, initial weights, crops and corruptions", at_least=0)
     recipe: Recipe = field(default=RECIPES[DEFAULT_RECIPE])
 
     @classmethod
@@ -45,7 +45,7 @@ class PretrainingSettings(Settings):
             SettingsError: Unknown key, wrong type or value out of range; the message names the key.
         """
         where = f'the block "genesis" / "pretraining" of the plans {plans.get("plans_name", "")}'
-        block = dict(_genesis(plans).get("pretraining", {}))
+        block = dict(_block(_genesis(plans).get("pretraining", {}), where))
         if "recipe" in block:
             block["recipe"] = read_recipe(block["recipe"], f'{where} / "recipe"')
         return cls.read(block, where)
@@ -57,7 +57,9 @@ class FineTuningSettings(Settings):
 
     epochs: int = setting(1000, "number of epochs", at_least=1)
     iterations: int = setting(250, "training steps per epoch", at_least=1)
-    warmup: int = setting(50, "epochs in which the learning rate rises linearly, fewer than the epochs", at_least=0)
+    warmup: int = setting(
+        50, "epochs in which the learning rate rises linearly: by default a twentieth of all, at most", at_least=0
+    )
     learning_rate: float = setting(1e-2, "SGD's learning rate after warm-up; it falls to 0 (poly)", above=0)
     weights: str = setting("", 'file of weights beside the plans; "" trains from scratch (control arm)')
     sha256: str = setting("", "digest of that file")
@@ -79,7 +81,7 @@ class FineTuningSettings(Settings):
             SettingsError: There is none, or it has an unknown key or a value out of range.
         """
         name = plans.get("plans_name", "")
-        blocks = _genesis(plans).get("fine_tuning", {})
+        blocks = _block(_genesis(plans).get("fine_tuning", {}), 'the block "genesis" / "fine_tuning"')
         if configuration not in blocks:
             raise SettingsError(
                 f"The plans {name} hold no transferred weights for {configuration} (they do for: "
@@ -91,11 +93,17 @@ class FineTuningSettings(Settings):
 
 
 def _genesis(plans: Mapping[str, Any]) -> Mapping[str, Any]:
-    block = plans.get("genesis", {})
+    block = _block(plans.get("genesis", {}), 'the block "genesis"')
     unknown = [key for key in block if key not in ("pretraining", "fine_tuning")]
     if unknown:
         raise SettingsError(
             f'Unknown key "{unknown[0]}" in the block "genesis" of the plans {plans.get("plans_name", "")}: '
             'it holds "pretraining" and "fine_tuning".'
         )
-    return block  # type: ignore[no-any-return]
+    return block
+
+
+def _block(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise SettingsError(f"{where} must be a block of settings in braces, not {value!r}.")
+    return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nnunet_genesis.datasets import check_configuration, nnunet_folder
+from nnunet_genesis.datasets import nnunet_folder, preprocessing_command, refuse_cascade
 from nnunet_genesis.errors import DatasetError
 
 
@@ -17,31 +17,17 @@ def check_before_training(plans: dict[str, Any], configuration: str) -> None:
     """
     for variable in ("nnUNet_preprocessed", "nnUNet_results"):
         nnunet_folder(variable)
-    check_configuration(plans, configuration)
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    if PlansManager(plans).get_configuration(configuration).previous_stage_name is not None:
-        raise DatasetError(
-            f"{configuration} is the second stage of a cascade: part of its input are the first stage's segmentations. "
-            "Use 2d, 3d_lowres or 3d_fullres."
-        )
+    refuse_cascade(plans, configuration)
 
 
-def volumes_folder(trainer: Any, command: str) -> Path:
+def volumes_folder(trainer: Any) -> Path:
     """The folder of a trainer's preprocessed volumes.
-
-    Args:
-        trainer: A trainer of nnU-Net.
-        command: The command that preprocesses for it, without its arguments.
 
     Raises:
         DatasetError: It is missing or holds no volume; the message says what to run.
     """
     folder = Path(trainer.preprocessed_dataset_folder)
-    if not folder.is_dir() or (not any(folder.glob("*.b2nd")) and not any(folder.glob("*.npz"))):
-        plans = trainer.plans_manager
-        raise DatasetError(
-            f"There are no preprocessed volumes in {folder}. "
-            f"Run: {command} -d {plans.dataset_name} -c {trainer.configuration_name}"
-        )
+    if not folder.is_dir() or not (any(folder.glob("*.b2nd")) or any(folder.glob("*.npz"))):
+        command = preprocessing_command(trainer.plans_manager.plans, trainer.configuration_name, folder.name)
+        raise DatasetError(f"There are no preprocessed volumes in {folder}. Run: {command}")
     return folder

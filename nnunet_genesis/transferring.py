@@ -12,10 +12,11 @@ from torch import nn
 from nnunet_genesis.checkpoint import network_weights, read_checkpoint, versions
 from nnunet_genesis.datasets import (
     channel_names,
-    check_configuration,
     preprocessed_folder,
     read_dataset_json,
     read_plans,
+    refuse_cascade,
+    refuse_foreign_plans,
 )
 from nnunet_genesis.errors import CheckpointError, TransferError
 from nnunet_genesis.files import sha256, write_json, written_atomically
@@ -31,8 +32,6 @@ class Transferred:
     """Result of a transfer; `ledger` is None for the control arm that trains from scratch."""
 
     plans_file: Path
-    plans_name: str
-    settings: FineTuningSettings
     ledger: Ledger | None
 
 
@@ -60,25 +59,28 @@ def transfer(
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
-        TransferError: The architectures differ, or the configuration is a cascade's second stage.
-        DatasetError: Dataset, plans or configuration are missing.
+        TransferError: The architectures differ.
+        DatasetError: Dataset, plans or configuration are missing, the configuration is a cascade's second stage, or
+            other plans of the new name exist.
         SettingsError: A value of the schedule is out of range.
     """
     plans = read_plans(dataset, plans_name)
-    check_configuration(plans, configuration)
+    refuse_cascade(plans, configuration)
+    path = preprocessed_folder(dataset) / f"{new_plans_name}.json"
     if new_plans_name == plans_name:
         raise TransferError(f"The plans {plans_name} would be overwritten. Name others with --to.")
+    refuse_foreign_plans(path, "fine_tuning")
     chosen = dict(schedule)
     chosen.setdefault("warmup", min(50, chosen.get("epochs", FineTuningSettings.epochs) // 20))
     settings = FineTuningSettings(**chosen)
-    folder, ledger = preprocessed_folder(dataset), None
+    ledger = None
     if checkpoint is not None:
         network, channels = target_network(plans, configuration, read_dataset_json(dataset))
         content = read_checkpoint(checkpoint)
         ledger = match(network_weights(content, checkpoint), network, _source_channels(content, checkpoint), channels)
         ledger.refuse_mismatches()
         ledger.apply(network)
-        weights = folder / f"{new_plans_name}_{configuration}.pth"
+        weights = path.with_name(f"{new_plans_name}_{configuration}.pth")
         _write_weights(network, ledger, checkpoint, weights)
         settings = FineTuningSettings(
             **chosen,
@@ -88,30 +90,20 @@ def transfer(
             source_sha256=sha256(checkpoint),
             coverage=round(ledger.coverage, 6),
         )
-    path = folder / f"{new_plans_name}.json"
     blocks = _other_configurations(path, plans) | {configuration: settings.block()}
     write_json({**plans, "plans_name": new_plans_name, "genesis": {"fine_tuning": blocks}}, path)
-    return Transferred(path, new_plans_name, settings, ledger)
+    return Transferred(path, ledger)
 
 
 def target_network(
     plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
 ) -> tuple[nn.Module, list[str]]:
-    """The network that nnU-Net would train, freshly initialised with a fixed seed, and its channel names.
-
-    Raises:
-        TransferError: The configuration is a cascade's second stage.
-    """
+    """The network that nnU-Net would train, freshly initialised with a fixed seed, and its channel names."""
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     plans_manager = PlansManager(plans)
     manager = plans_manager.get_configuration(configuration)
-    if manager.previous_stage_name is not None:
-        raise TransferError(
-            f"{configuration} is the second stage of a cascade, whose extra input channels hold segmentations. "
-            "Transfer into 2d, 3d_lowres or 3d_fullres."
-        )
     channels = channel_names(dataset_json)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -59,9 +59,7 @@ def test_pretraining_on_the_targets_own_volumes_reuses_them(planned: Path, genes
     plans = json.loads((planned / "nnUNet_preprocessed/Dataset004_Target/nnUNetGenesisPlans.json").read_text())
     assert plans["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetPlans_3d_fullres"
     assert genesis("preprocess", "-d", 4, "-c", "3d_fullres", "-np", 1) == 1
-    assert (
-        "Run: nnUNetv2_preprocess -d Dataset004_Target -plans_name nnUNetPlans -c 3d_fullres" in capsys.readouterr().err
-    )
+    assert "Run: nnUNetv2_preprocess -d 4 -plans_name nnUNetPlans -c 3d_fullres" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -74,7 +72,7 @@ def test_pretraining_on_the_targets_own_volumes_reuses_them(planned: Path, genes
         (("plan", "-d", 501, "--template", "huge"), "Templates: .*tiny"),
         (("plan", "-d", 502, "--like", 4), "channels of Dataset502_Other are CT, those of Dataset004_Target are T1"),
         (("plan", "-d", 502, "--template", "tiny"), "no intensity statistics for the CT channel 0"),
-        (("plan", "-d", 4, "--like", 4, "-p", "nnUNetPlans"), "nnUNetPlans of Dataset004_Target would be overwritten"),
+        (("plan", "-d", 4, "--like", 4, "-p", "nnUNetPlans"), "nnUNetPlans of Dataset004_Target"),
         (("preprocess", "-d", 501, "-c", "3d_fullres"), "nnUNetGenesisPlans.json does not exist"),
         (("preprocess", "-d", 4, "-c", "3d_giant", "-p", "nnUNetPlans"), "no configuration 3d_giant; they have 2d, 3d_fullres"),
     ],
@@ -98,6 +96,8 @@ def test_volumes_equal_those_of_nnunet(planned: Path, genesis, stock):
     """The target's images, preprocessed with and without labels, are the same volumes in the same files."""
     stock("nnUNetv2_preprocess", "-d", 4, "-plans_name", "nnUNetPlans", "-c", "3d_fullres", "-np", 1)
     assert genesis("plan", "-d", 4, "--template", "tiny", "-p", "Ours") == 0
+    (planned / "nnUNet_raw/Dataset004_Target/labelsTr").rename(planned / "labels")
+    (planned / "nnUNet_preprocessed/Dataset004_Target/gt_segmentations").rename(planned / "more_labels")
     assert genesis("preprocess", "-d", 4, "-c", "3d_fullres", "-p", "Ours", "-np", 1) == 0
     base = planned / "nnUNet_preprocessed" / "Dataset004_Target"
     for case in ("case0", "case1"):
@@ -161,9 +161,9 @@ def test_a_cascade_is_refused_with_the_reason(planned: Path, genesis, capsys):
     assert "second stage of a cascade" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("place", ["run_case_save", *ENDINGS])
+@pytest.mark.parametrize("place", ENDINGS)
 def test_an_interruption_anywhere_leaves_no_half_case(planned: Path, genesis, monkeypatch, place):
-    """Stop right before a case's files are written or renamed: what is listed afterwards is complete."""
+    """Stop right before one of a case's files gets its name: what is listed afterwards is complete."""
     assert genesis("plan", "-d", 501, "--like", 4) == 0
     folder = planned / "nnUNet_preprocessed" / "Dataset501_Scans" / "nnUNetGenesisPlans_3d_fullres"
     replace, seen = os.replace, []
@@ -174,36 +174,43 @@ def test_an_interruption_anywhere_leaves_no_half_case(planned: Path, genesis, mo
             raise KeyboardInterrupt
         replace(source, target)
 
-    def never(job):
-        seen.append(job)
-        raise KeyboardInterrupt
-
-    if place == "run_case_save":
-        monkeypatch.setattr(preprocessing, "preprocess_case", never)
-    else:
-        monkeypatch.setattr(preprocessing.os, "replace", interrupted)
+    monkeypatch.setattr(preprocessing.os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         preprocess("Dataset501_Scans", "nnUNetGenesisPlans", "3d_fullres", progress=False)
     assert seen
-    monkeypatch.undo()
+    assert (folder / "case0.b2nd").is_file()
+    assert not (folder / "case1.b2nd").is_file()
     for listed in folder.glob("*.b2nd"):
         case = listed.name.removesuffix(".b2nd").removesuffix("_seg")
         if (folder / f"{case}.b2nd").is_file():
             assert all((folder / f"{case}{ending}").is_file() for ending in ENDINGS)
 
 
-def test_kill_and_go_on(planned: Path, make_dataset, genesis):
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_kill_and_go_on(planned: Path, make_dataset, genesis, processes):
     """kill -9 in the middle, then the same command: the finished cases stay, all volumes can be read."""
     make_dataset(503, "Many", 30, labeled=False)
     assert genesis("plan", "-d", 503, "--like", 4) == 0
     folder = planned / "nnUNet_preprocessed" / "Dataset503_Many" / "nnUNetGenesisPlans_3d_fullres"
-    command = [sys.executable, "-m", "nnunet_genesis.cli", "preprocess", "-d", "503", "-c", "3d_fullres", "-np", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "nnunet_genesis.cli",
+        "preprocess",
+        "-d",
+        "503",
+        "-c",
+        "3d_fullres",
+        "-np",
+        processes,
+    ]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 60
     while len(list(folder.glob("*.pkl"))) < 3 and time.time() < deadline:
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     running.wait()
+    time.sleep(1)  # workers end with the process that started them
     finished = {path: path.stat().st_mtime_ns for path in folder.glob("*.b2nd") if preprocessing.is_finished(
         folder, path.name.removesuffix(".b2nd").removesuffix("_seg"))}  # fmt: skip
     assert 2 <= len(finished) < 60
@@ -214,6 +221,29 @@ def test_kill_and_go_on(planned: Path, make_dataset, genesis):
     volumes = [blosc2.open(str(path), mode="r")[:] for path in folder.glob("*.b2nd")]
     assert len(volumes) == 60
     assert not list(folder.parent.glob("*_unfinished"))
+
+
+def test_plans_of_others_are_never_overwritten(planned: Path, genesis, capsys):
+    path = planned / "nnUNet_preprocessed" / "Dataset004_Target" / "nnUNetResEncUNetLPlans.json"
+    path.write_text('{"configurations": {}}')
+    assert genesis("plan", "-d", 4, "--like", 4, "-p", path.stem) == 1
+    assert "nnUNetResEncUNetLPlans of Dataset004_Target exist and would be overwritten" in capsys.readouterr().err
+    assert genesis("transfer", "--from-scratch", "-d", 4, "-c", "3d_fullres", "--to", path.stem) == 1
+    assert path.read_text() == '{"configurations": {}}'
+
+
+def test_a_damaged_image_does_not_stop_planning(planned: Path, genesis):
+    (planned / "nnUNet_raw" / "Dataset501_Scans" / "imagesTr" / "case0_0000.nii.gz").write_bytes(b"nothing")
+    assert genesis("plan", "-d", 501, "--like", 4) == 0
+    fingerprint = json.loads((planned / "nnUNet_preprocessed/Dataset501_Scans/dataset_fingerprint.json").read_text())
+    assert len(fingerprint["spacings"]) == 3
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(planned: Path, genesis, capsys, monkeypatch):
+    (planned / "file").write_text("")
+    monkeypatch.setenv("nnUNet_preprocessed", str(planned / "file"))
+    assert genesis("plan", "-d", 501, "--template", "tiny") == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("nnunet_genesis plan: ")
 
 
 def test_a_missing_raw_dataset_is_named(planned: Path, genesis):

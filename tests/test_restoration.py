@@ -54,5 +54,15 @@ def test_constant_patches_have_no_psnr_and_do_not_spoil_the_mean():
     assert mean_errors(errors)["copy_mse"] == 0
 
 
+@pytest.mark.parametrize("broken", [float("inf"), NAN])
+def test_a_broken_output_shows_and_stops_nothing(broken):
+    target = random_patches(0, 2, 1, 4, 4)
+    restored = target.clone()
+    restored[0, 0, 0, 0] = broken
+    summary = mean_errors(restoration_errors(restored, target, target))
+    assert not np.isfinite(summary["mse"])
+    assert not np.isfinite(summary["mae"])
+
+
 def test_a_patch_of_padding_alone_is_left_out():
     assert restoration_errors(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), NAN), torch.zeros(1, 1, 2, 2)) == []

@@ -118,7 +118,7 @@ def test_checkpoints_and_logs_speak_of_restoration(ready: Path, stock):
         ({"genesis__pretraining__epoch": 3}, 'Unknown key "epoch".*"epochs"'),
         ({"genesis__pretraining__learning_rate": -1}, '"learning_rate" must be above 0'),
         ({"configurations__3d_fullres__previous_stage": "2d"}, "second stage of a cascade"),
-        ({"configurations__3d_fullres__data_identifier": "elsewhere"}, "no preprocessed volumes in .*elsewhere.*Run: nnunet_genesis preprocess"),
+        ({"configurations__3d_fullres__data_identifier": "elsewhere"}, "no preprocessed volumes in .*elsewhere.*Run: nnunet_genesis preprocess -d 501 -c 3d_fullres -p nnUNetGenesisPlans"),
     ],
 )  # fmt: skip
 def test_pretraining_refuses_in_one_line(ready: Path, stock, changes, message):
@@ -149,6 +149,32 @@ def test_hold_out(count, share, seed):
     assert validation
     assert abs(len(validation) - share * count) <= 1
     assert hold_out(cases[::-1], share, seed) == (training, validation)
+
+
+def test_the_hold_out_hardly_changes_when_scans_are_added():
+    before = set(hold_out([f"case{i}" for i in range(100)], 0.1, 0)[1])
+    after = set(hold_out([f"case{i}" for i in range(110)], 0.1, 0)[1])
+    assert len(before - after) <= 3
+
+
+def test_pretraining_learns_and_trains_all_that_it_uses(ready: Path):
+    """Restoration of held-out patches gets below both baselines."""
+    plans = ready / "nnUNet_preprocessed/Dataset501_Scans/nnUNetGenesisPlans.json"
+    edit_plans(plans, genesis__pretraining__epochs=3, genesis__pretraining__iterations=40, genesis__pretraining__learning_rate=0.01,
+               genesis__pretraining__validation_iterations=4, configurations__3d_fullres__batch_size=2)  # fmt: skip
+    trainer = get_trainer_from_args(
+        "501", "3d_fullres", "all", "nnUNetTrainerGenesisPretrain", "nnUNetGenesisPlans", device=CPU
+    )
+    trainer.initialize()
+    before = {name: tensor.clone() for name, tensor in trainer.network.named_parameters()}
+    trainer.run_training()
+    errors = trainer.logger.get_value("restoration_mse", None)
+    assert errors[-1] < 0.8 * errors[0]
+    assert errors[-1] < 0.8 * trainer.logger.get_value("mean_mse", -1)
+    assert errors[-1] < 0.8 * trainer.logger.get_value("copy_mse", -1)
+    unused = {name for name in before if name.startswith("decoder.seg_layers.0")}
+    unchanged = {name for name, tensor in trainer.network.named_parameters() if torch.equal(tensor, before[name])}
+    assert unchanged == unused
 
 
 def test_a_single_volume_serves_for_both():

@@ -53,6 +53,15 @@ def test_wrong_parts_of_the_genesis_block_are_named():
         FineTuningSettings.of_plans({"genesis": {"fine_tuning": {"2d": {"epochs": 20}}}}, "2d")
 
 
+@pytest.mark.parametrize(
+    "genesis", [None, [], 5, {"pretraining": 5}, {"pretraining": None}, {"fine_tuning": []}, {"fine_tuning": {"2d": 3}}]
+)
+def test_blocks_of_another_kind_are_named(genesis):
+    with pytest.raises(SettingsError, match="must be a block of settings in braces"):
+        PretrainingSettings.of_plans({"genesis": genesis})
+        FineTuningSettings.of_plans({"genesis": genesis}, "2d")
+
+
 def test_plans_without_a_block_mean_the_defaults():
     assert PretrainingSettings.of_plans({}) == PretrainingSettings()
 
