@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ.setdefault("nnUNet_n_proc_DA", "0")  # nnU-Net reads some of these when it is imported
 os.environ.setdefault("nnUNet_def_n_proc", "1")
 os.environ.setdefault("nnUNet_compile", "0")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
@@ -148,6 +149,7 @@ def run_stock(patch: pytest.MonkeyPatch, command: str, *arguments: object) -> No
     }
     module, function = entries[command]
     patch.setattr("sys.argv", [command, *map(str, arguments)])
+    patch.setattr(torch, "set_num_threads", lambda count: None)  # nnU-Net would take one for each core
     getattr(importlib.import_module(module), function)()
 
 
