@@ -52,24 +52,19 @@ class Shell:
         print(f"$ {shlex.join(command)}", flush=True)
         log = self.workspace / "logs" / f"{len(self.seconds) + 1:02d}_{step}.txt"
         began = time.monotonic()
-        with log.open("w+") as stream:
+        # into a file and not a pipe: a worker process that outlives its command must not hold up the demo
+        with log.open("wb") as sink, log.open(errors="replace") as source:
+            environment = os.environ | self.environment
             process = subprocess.Popen(
-                command,
-                env=os.environ | self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT
             )
-            assert process.stdout is not None  # noqa: S101 (PIPE was asked for)
-            for line in process.stdout:
-                stream.write(line)
-                if self.verbose:
-                    print(f"    {line}", end="", flush=True)
+            while self.verbose and process.poll() is None:
+                print(source.read(), end="", flush=True)
+                time.sleep(0.2)
             code = process.wait()
-            stream.seek(0)
-            output = stream.read()
+            if self.verbose:
+                print(source.read(), end="", flush=True)
+        output = log.read_text(errors="replace")
         if code:
             print("\n".join(output.splitlines()[-TAIL:]), file=sys.stderr)
             print(f"demo: {command[0]} failed with code {code}. Its output: {log}", file=sys.stderr)
@@ -321,4 +316,7 @@ def report(results: dict[str, Any], cohort: Cohort) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("demo: interrupted")
