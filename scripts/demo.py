@@ -132,8 +132,8 @@ def parse_options() -> argparse.Namespace:
         help="a single-channel Decathlon task with small images, e.g. Task04_Hippocampus, in place of synthetic scans",
     )
     add("--unlabeled", type=int, metavar="N", help="scans without labels (60, with --msd 150)")
-    add("--labeled", type=int, metavar="N", help="labeled training cases (8, with --msd 30)")
-    add("--test", type=int, metavar="N", help="test cases (12, with --msd 20)")
+    add("--labeled", type=int, metavar="N", help="labeled training cases (6, with --msd 30)")
+    add("--test", type=int, metavar="N", help="test cases (10, with --msd 20)")
     add("--epochs", type=int, default=6, metavar="N", help="epochs of pre-training")
     add("--iterations", type=int, default=50, metavar="N", help="steps per epoch of pre-training")
     add(
@@ -184,7 +184,7 @@ def get_cohort(options: argparse.Namespace, workspace: Path) -> Cohort:
         except ValueError as error:
             sys.exit(f"demo: {error}")
     else:
-        unlabeled, labeled, test = (given or usual for given, usual in zip(wanted, (60, 8, 12), strict=True))
+        unlabeled, labeled, test = (given or usual for given, usual in zip(wanted, (60, 6, 10), strict=True))
         cohort = make_cohort(folder, unlabeled=unlabeled, labeled=labeled, test=test, seed=options.seed)
     raw = workspace / "nnUNet_raw"
     raw.mkdir()
