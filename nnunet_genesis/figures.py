@@ -15,7 +15,10 @@ COLUMNS = ("original", "corrupted", "restored", "|restored - original|")
 
 
 def restoration_sheet(
-    patches: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], names: Sequence[str], title: str, path: Path
+    patches: Sequence[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]],
+    names: Sequence[str],
+    title: str,
+    path: Path,
 ) -> None:
     """Draw one row per patch: original, corrupted, restored, absolute difference.
 
@@ -48,7 +51,7 @@ def restoration_sheet(
         figure.savefig(temporary, dpi=100)
 
 
-def _central_slice(image: np.ndarray) -> np.ndarray:
+def _central_slice(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     channel = np.asarray(image[0], dtype=np.float32)
     return channel[channel.shape[0] // 2] if channel.ndim == 3 else channel
 

@@ -46,7 +46,7 @@ class PatchBatches(Dataset[dict[str, Any]]):
     seed: int
     stream: int
     minimum_contrast: float
-    _spread: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    _spread: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Fix the order in which validation walks through the volumes."""
@@ -73,7 +73,7 @@ class PatchBatches(Dataset[dict[str, Any]]):
         corrupted, clean = make_pair(torch.from_numpy(crop), self.recipe, corruptions)
         return pad(corrupted, self.patch_size, 0.0), pad(clean, self.patch_size, float("nan")), case
 
-    def _informative_crop(self, case: str, rng: np.random.Generator) -> np.ndarray:
+    def _informative_crop(self, case: str, rng: np.random.Generator) -> np.ndarray[Any, Any]:
         """A random crop that is not empty air, (C, *at most the patch), float32."""
         volume = self.volumes.load_case(case)[0]
         if case not in self._spread:
@@ -95,7 +95,7 @@ def ranked(cases: Iterable[str], seed: int) -> list[str]:
     return sorted(cases, key=lambda case: hashlib.sha256(f"{seed}/{case}".encode()).digest())
 
 
-def random_crop(volume: Any, patch_size: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+def random_crop(volume: Any, patch_size: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:
     """Cut a patch at a uniformly random position.
 
     Args:
@@ -113,7 +113,7 @@ def random_crop(volume: Any, patch_size: tuple[int, ...], rng: np.random.Generat
     return crop[:, 0] if len(patch_size) == 2 else crop
 
 
-def spread(volume: Any) -> np.ndarray:
+def spread(volume: Any) -> np.ndarray[Any, Any]:
     """Standard deviation of each channel over the volume's three central planes, (C,).
 
     A cheap stand-in for that of the whole volume, which would have to be decompressed.

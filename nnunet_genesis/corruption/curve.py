@@ -50,7 +50,7 @@ def curve_table(drawn: Curve, knots: int = KNOTS) -> npt.NDArray[np.float64]:
     first, second, third = 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3
     x = first * drawn.first[0] + second * drawn.second[0] + third
     y = first * drawn.first[1] + second * drawn.second[1] + third
-    values = np.interp(np.linspace(0.0, 1.0, knots), x, y)
+    values: npt.NDArray[np.float64] = np.interp(np.linspace(0.0, 1.0, knots), x, y)
     return 1.0 - values if drawn.decreasing else values
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,12 +54,13 @@ def shuffle_windows(shape: Sequence[int], drawn: Shuffle) -> tuple[npt.NDArray[n
     return _windows(shape, drawn, np.random.default_rng(drawn.seed))
 
 
-def shuffle_sources(shape: Sequence[int], drawn: Shuffle) -> npt.NDArray[np.int32] | npt.NDArray[np.int64]:
+def shuffle_sources(shape: Sequence[int], drawn: Shuffle) -> npt.NDArray[np.signedinteger[Any]]:
     """Where each voxel comes from: an array of spatial shape, holding each flat voxel index exactly once."""
     rng = np.random.default_rng(drawn.seed)
     starts, stops = _windows(shape, drawn, rng)
     small = math.prod(shape) < 2**31
-    sources = np.arange(math.prod(shape), dtype=np.int32 if small else np.int64).reshape(tuple(shape))
+    kind: type[np.signedinteger[Any]] = np.int32 if small else np.int64
+    sources = np.arange(math.prod(shape), dtype=kind).reshape(tuple(shape))
     for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
         window = sources[tuple(map(slice, start, stop))]
         voxels = window.flatten()
