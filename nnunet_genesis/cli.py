@@ -175,7 +175,7 @@ def _preprocess(chosen: argparse.Namespace) -> int:
 
 def _add_transfer(commands: Any) -> None:
     from nnunet_genesis.settings import FineTuningSettings
-    from nnunet_genesis.transferring import SCHEDULE
+    from nnunet_genesis.transferring import MIN_COVERAGE, SCHEDULE
 
     parser = _command(
         commands,
@@ -193,6 +193,10 @@ def _add_transfer(commands: Any) -> None:
     parser.add_argument(
         "--to", metavar="PLANS", help="name of the plans to write (those of -p with _genesis or _scratch)"
     )
+    parser.add_argument("--min-coverage", type=_share, default=MIN_COVERAGE, metavar="X", help="stop if a smaller "
+                        "share of the encoder's parameters comes from the checkpoint (%(default)s)")  # fmt: skip
+    parser.add_argument("--resize-widths", action="store_true", help="stages of other widths take over the leading "
+                        "channels; otherwise they start anew")  # fmt: skip
     _add_settings(parser.add_argument_group("fine-tuning settings"), FineTuningSettings, SCHEDULE)
 
 
@@ -205,12 +209,23 @@ def _transfer(chosen: argparse.Namespace) -> int:
         raise GenesisError("Name a checkpoint, or --from-scratch for the control arm, and not both.")
     new_plans = chosen.to or f"{chosen.p}_{'scratch' if chosen.from_scratch else 'genesis'}"
     dataset = dataset_name(chosen.d)
-    done = transfer(chosen.checkpoint, dataset, chosen.p, chosen.c, new_plans, _given(chosen, FineTuningSettings))
+    done = transfer(
+        chosen.checkpoint, dataset, chosen.p, chosen.c, new_plans, _given(chosen, FineTuningSettings),
+        chosen.min_coverage, chosen.resize_widths,
+    )  # fmt: skip
     if done.ledger is not None:
         print(done.ledger.table())
     print(f"Wrote {done.plans_file}. Now fine-tune{' (from scratch)' if chosen.from_scratch else ''}:")
     print(f"  nnUNetv2_train {chosen.d} {chosen.c} FOLD -tr nnUNetTrainerGenesisFinetune -p {new_plans}")
     return 0
+
+
+def _share(text: str) -> float:
+    """A number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1")
+    return value
 
 
 def _add_trainers(commands: Any) -> None:

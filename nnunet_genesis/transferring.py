@@ -19,12 +19,18 @@ from nnunet_genesis.datasets import (
     refuse_foreign_plans,
 )
 from nnunet_genesis.errors import CheckpointError, TransferError
-from nnunet_genesis.files import sha256, write_json, written_atomically
+from nnunet_genesis.files import read_json, sha256, write_json, written_atomically
 from nnunet_genesis.settings import FineTuningSettings
-from nnunet_genesis.transfer import Ledger, match
+from nnunet_genesis.transfer import Ledger, Source, match
 
 SCHEDULE = ("epochs", "iterations", "warmup", "learning_rate")
 """The settings of fine-tuning that a user chooses when transferring."""
+
+REPORT = "transfer_report.json"
+"""Beside the weights: name of a file of weights → report of its transfer."""
+
+MIN_COVERAGE = 0.5
+"""Share of the encoder's parameters that must come from the checkpoint, unless the user names another."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +48,14 @@ def transfer(
     configuration: str,
     new_plans_name: str,
     schedule: dict[str, Any],
+    min_coverage: float = MIN_COVERAGE,
+    resize_widths: bool = False,
 ) -> Transferred:
     """Carry a checkpoint's weights into the network that a dataset's plans describe.
 
-    Writes `<new plans>_<configuration>.pth` and `<new plans>.json` into the dataset's preprocessed folder. The new
-    plans differ from the old ones by name and genesis block, and read the same preprocessed data. The weights file
-    also serves stock `nnUNetv2_train -pretrained_weights`.
+    Writes `<new plans>_<configuration>.pth` and `<new plans>.json` into the dataset's preprocessed folder, and an entry
+    of `transfer_report.json` there. The new plans differ from the old ones by name and genesis block, and read the
+    same preprocessed data. The weights file also serves stock `nnUNetv2_train -pretrained_weights`.
 
     Args:
         checkpoint: nnU-Net v2 checkpoint; None writes plans that train from scratch with the same settings.
@@ -56,10 +64,12 @@ def transfer(
         configuration: Configuration whose network receives the weights.
         new_plans_name: Name of the plans to write; other configurations' weights in a file of that name are kept.
         schedule: Some of `SCHEDULE`; a missing warm-up is a twentieth of the epochs, at most 50.
+        min_coverage: Smallest share of the encoder's parameters that comes from the checkpoint, 0 to 1.
+        resize_widths: Whether stages of other widths take over the leading channels.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
-        TransferError: The architectures differ.
+        TransferError: The networks are of different kinds, or too little of the encoder would be taken over.
         DatasetError: Dataset, plans or configuration are missing, the configuration is a cascade's second stage, or
             other plans of the new name exist.
         SettingsError: A value of the schedule is out of range.
@@ -76,9 +86,8 @@ def transfer(
     ledger = None
     if checkpoint is not None:
         network, channels = target_network(plans, configuration, read_dataset_json(dataset))
-        content = read_checkpoint(checkpoint)
-        ledger = match(network_weights(content, checkpoint), network, _source_channels(content, checkpoint), channels)
-        ledger.refuse_mismatches()
+        ledger = match(read_source(checkpoint), network, channels, resize_widths)
+        ledger.refuse_low_coverage(min_coverage)
         ledger.apply(network)
         weights = path.with_name(f"{new_plans_name}_{configuration}.pth")
         _write_weights(network, ledger, checkpoint, weights)
@@ -90,6 +99,7 @@ def transfer(
             source_sha256=sha256(checkpoint),
             coverage=round(ledger.coverage, 6),
         )
+        _write_report(ledger, settings, weights)
     blocks = _other_configurations(path, plans) | {configuration: settings.block()}
     write_json({**plans, "plans_name": new_plans_name, "genesis": {"fine_tuning": blocks}}, path)
     return Transferred(path, ledger)
@@ -119,13 +129,34 @@ def target_network(
     return network, channels
 
 
-def _source_channels(checkpoint: dict[str, Any], path: Path) -> list[str]:
-    """Channel names that a checkpoint of nnU-Net v2 was trained on."""
+def read_source(path: Path) -> Source:
+    """Weights, architecture and channel names of a checkpoint of nnU-Net v2.
+
+    Raises:
+        CheckpointError: It cannot be read, or does not say which network or channels it was trained with.
+    """
+    content = read_checkpoint(path)
+    weights = network_weights(content, path)
     try:
-        return channel_names(checkpoint["init_args"]["dataset_json"])
+        channels = channel_names(content["init_args"]["dataset_json"])
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(
             f'{path} does not say which channels it was trained on: "init_args" / "dataset_json" is missing.'
+        ) from None
+    return Source(weights, _architecture(content, path), channels)
+
+
+def _architecture(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The architecture block of the configuration that was trained, as nnU-Net reads it (older plans too)."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    try:
+        arguments = checkpoint["init_args"]
+        manager = PlansManager(arguments["plans"]).get_configuration(arguments["configuration"])
+        return dict(manager.configuration["architecture"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(
+            f'{path} does not say which network it holds: "init_args" / "plans" cannot be used ({error!r}).'
         ) from None
 
 
@@ -134,6 +165,14 @@ def _write_weights(network: nn.Module, ledger: Ledger, checkpoint: Path, path: P
     facts = {"source": checkpoint.name, "coverage": ledger.coverage, "tensors": lines, "versions": versions()}
     with written_atomically(path) as temporary:
         torch.save({"network_weights": network.state_dict(), "genesis": facts}, temporary)
+
+
+def _write_report(ledger: Ledger, settings: FineTuningSettings, weights: Path) -> None:
+    """Add a transfer to the report beside its weights; entries of other weights are kept."""
+    path = weights.with_name(REPORT)
+    entry = {"source": settings.source, "source_sha256": settings.source_sha256, "sha256": settings.sha256}
+    others = read_json(path, "The report", "Remove it.") if path.is_file() else {}
+    write_json({**others, weights.name: entry | ledger.report()}, path)
 
 
 def _other_configurations(path: Path, plans: dict[str, Any]) -> dict[str, Any]:

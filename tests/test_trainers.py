@@ -21,7 +21,7 @@ from nnunet_genesis.finetuning import WarmupPoly
 from nnunet_genesis.patches import TRAINING
 from nnunet_genesis.pretraining import hold_out, nnUNetTrainerGenesisPretrain
 from nnunet_genesis.restoration import RestorationLoss, freeze_unused_heads
-from tests.transfer.test_ledger import unet
+from tests.transfer.networks import unet
 
 CPU = torch.device("cpu")
 

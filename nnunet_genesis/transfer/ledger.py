@@ -1,78 +1,140 @@
-"""Source weights and target network → one line per target tensor: copied, adapted or initialised, and why."""
+"""What became of every tensor of the target: lines → shares, table, report, verdict, and weights in the network."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
 from nnunet_genesis.errors import TransferError
-from nnunet_genesis.transfer.channels import adapt_input_channels, channel_mixture
-from nnunet_genesis.transfer.names import HEADS, effective, name_groups, part, stem_of
+from nnunet_genesis.transfer.layout import HEADS, STEM
+from nnunet_genesis.transfer.names import name_groups
 
-PARTS = ("stem", "encoder", "decoder", "segmentation heads")
-SHOWN = 5
-"""Mismatches listed in an error message."""
+STATES = ("copied", "adapted", "initialised")
 
 
 @dataclass(frozen=True)
 class Line:
-    """What happens to one tensor of the target; `state` is copied, adapted, initialised or mismatch."""
+    """What happens to one tensor of the target; `state` is copied, adapted or initialised.
+
+    `taken` is the number of its parameters that the source determines: all of them but in a widened layer.
+    """
 
     name: str
     part: str
     parameters: int
     state: str
     why: str
+    taken: int
 
 
 @dataclass
 class Ledger:
-    """All tensors of the target, the values for those that are transferred, and source names without a use."""
+    """The whole transfer.
+
+    Attributes:
+        lines: One per tensor of the target.
+        values: First names of the tensors that are written → values; the others stay as initialised.
+        unused: Names of source tensors without a use, segmentation heads aside → number of parameters.
+        source_parameters: Parameters of the source, segmentation heads aside.
+        limits: What is not as in the source → the parts where.
+        remarks: Stages aligned at another resolution.
+    """
 
     lines: list[Line] = field(default_factory=list)
     values: dict[str, torch.Tensor] = field(default_factory=dict)
-    unused: list[str] = field(default_factory=list)
+    unused: dict[str, int] = field(default_factory=dict)
+    source_parameters: int = 0
+    limits: dict[str, list[str]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def parts(self) -> list[str]:
+        """Stem, encoder stages, decoder stages, heads: in the order of the network."""
+        return list(dict.fromkeys(line.part for line in self.lines))
 
     def share(self, of_part: str | None, *states: str) -> float:
         """Share of a part's parameters in one of the states, 0 to 1; of all but the heads if `of_part` is None."""
-        lines = [line for line in self.lines if line.part == of_part or (of_part is None and line.part != PARTS[-1])]
-        total = sum(line.parameters for line in lines)
-        return sum(line.parameters for line in lines if line.state in states) / total if total else 0.0
+        lines = [line for line in self.lines if line.part == of_part or (of_part is None and line.part != HEADS)]
+        return _share(lines, states)
 
     @property
     def coverage(self) -> float:
         """Share of the parameters, heads aside, that come from the source."""
         return self.share(None, "copied", "adapted")
 
-    def table(self) -> str:
-        """The shares per part as text, with the reasons for what was not copied."""
-        rows = [f"{'part':<20}{'parameters':>12}{'copied':>10}{'adapted':>10}{'initialised':>13}  why"]
-        for name in PARTS:
-            lines = [line for line in self.lines if line.part == name]
-            reasons = sorted({line.why for line in lines if line.why})
-            shares = [f"{self.share(name, state):.1%}" for state in ("copied", "adapted", "initialised")]
-            count = sum(line.parameters for line in lines)
-            rows.append(f"{name:<20}{count:>12,}{shares[0]:>10}{shares[1]:>10}{shares[2]:>13}  {'; '.join(reasons)}")
-        if self.unused:
-            rows.append(f"{len(self.unused)} tensors of the checkpoint are not used, e.g. {self.unused[0]}")
-        return "\n".join(rows)
+    @property
+    def encoder_coverage(self) -> float:
+        """Share of the parameters of stem and encoder that come from the source."""
+        lines = [line for line in self.lines if line.part == STEM or line.part.startswith("encoder")]
+        return _share(lines, ("copied", "adapted"))
 
-    def refuse_mismatches(self) -> None:
-        """Stop where tensors other than heads do not fit.
+    @property
+    def verdict(self) -> str:
+        """What the network is before its first training step, in words."""
+        shares = f"{self.encoder_coverage:.1%} of the encoder and {self.coverage:.1%} of the network"
+        start = f"{shares}, heads aside, come from the checkpoint"
+        if not self.limits:
+            return f"{start}. Segmentation heads aside, it computes what the checkpoint's network computed."
+        limits = [f"  {', '.join(_ranges(parts))}: {text}" for text, parts in self.limits.items()]
+        return "\n".join([f"{start}. It computes what the checkpoint's network computed, with these limits:", *limits])
+
+    def table(self) -> str:
+        """The shares per part as text, with the reasons for what was not copied, and the verdict."""
+        rows = [f"{'part':<20}{'parameters':>12}{'copied':>10}{'adapted':>10}{'initialised':>13}  why"]
+        for name in self.parts:
+            reasons = _reasons([line for line in self.lines if line.part == name])
+            rows.append(self._row(name, [line for line in self.lines if line.part == name], "; ".join(reasons)))
+        rows.append(self._row("all but the heads", [line for line in self.lines if line.part != HEADS], ""))
+        if self.unused:
+            share = sum(self.unused.values()) / max(self.source_parameters, 1)
+            rows.append(
+                f"{len(self.unused)} tensors of the checkpoint ({share:.1%} of its parameters) are not used, "
+                f"e.g. {next(iter(self.unused))}"
+            )
+        return "\n".join([*(row.rstrip() for row in rows), *self.remarks, self.verdict])
+
+    def report(self) -> dict[str, Any]:
+        """Everything that the table says, and every line, in plain types."""
+        parts = {
+            name: {
+                "parameters": sum(line.parameters for line in self.lines if line.part == name),
+                **{state: round(self.share(name, state), 6) for state in STATES},
+                "why": _reasons([line for line in self.lines if line.part == name]),
+            }
+            for name in self.parts
+        }
+        return {
+            "verdict": self.verdict,
+            "exact": not self.limits,
+            "limits": self.limits,
+            "remarks": self.remarks,
+            "encoder_coverage": round(self.encoder_coverage, 6),
+            "coverage": round(self.coverage, 6),
+            "parts": parts,
+            "source": {"parameters": self.source_parameters, "unused": self.unused},
+            "tensors": [asdict(line) for line in self.lines],
+        }
+
+    def refuse_low_coverage(self, minimum: float) -> None:
+        """Stop where too little of the encoder comes from the source.
+
+        Args:
+            minimum: Share of the parameters of stem and encoder, 0 to 1.
 
         Raises:
-            TransferError: Lists the first mismatches.
+            TransferError: Says how much it is and why.
         """
-        wrong = [line for line in self.lines if line.state == "mismatch"]
-        if wrong:
-            listed = "; ".join(f"{line.name}: {line.why}" for line in wrong[:SHOWN])
-            more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        if self.encoder_coverage < minimum:
+            lines = [line for line in self.lines if line.part == STEM or line.part.startswith("encoder")]
+            reasons = _reasons([line for line in lines if line.state == "initialised"])
             raise TransferError(
-                f"The checkpoint's architecture is not the target's: {listed}{more}. Pre-train with the target's plans "
-                "(nnunet_genesis plan --like), so that both agree."
+                f"Only {self.encoder_coverage:.1%} of the encoder's parameters would come from the checkpoint, fewer "
+                f"than the {minimum:.0%} asked for: {'; '.join(reasons[:3])}. Use a checkpoint that is closer to the "
+                "target's plans (nnunet_genesis plan --like), allow other widths (--resize-widths), or lower "
+                "--min-coverage."
             )
 
     def apply(self, network: nn.Module) -> None:
@@ -89,54 +151,39 @@ class Ledger:
             if name in self.values and not all(torch.equal(held[n], self.values[name].to(held[n])) for n in names):
                 raise TransferError(f"The value of {name} did not arrive in the network.")
 
-
-def match(
-    source: dict[str, torch.Tensor],
-    network: nn.Module,
-    source_channels: Sequence[str],
-    target_channels: Sequence[str],
-) -> Ledger:
-    """Compare a state dict with a network of the same architecture.
-
-    Everything with equal name and shape is copied. The first convolution is adapted to other input channels.
-    Segmentation heads stay at initialisation: they belong to the source's task.
-
-    Args:
-        source: Names and tensors of the checkpoint.
-        network: The target; it is not changed.
-        source_channels: Names of the checkpoint's input channels.
-        target_channels: Names of the target's input channels.
-    """
-    ledger = Ledger()
-    groups, stem, tensors = name_groups(network), stem_of(network), network.state_dict()
-    mixture, rule = channel_mixture(source_channels, target_channels)
-    same_channels = torch.equal(mixture, torch.eye(len(mixture))) and len(source_channels) == len(target_channels)
-    for name, names in groups.items():
-        wanted, given = tensors[name], effective(names, source)
-        state, why, value = "copied", "", given
-        if HEADS in name:
-            state, why, value = "initialised", "heads belong to the task", None
-        elif given is None:
-            state, why = "mismatch", f"not in the checkpoint (target: {_shape(wanted)})"
-        elif name.startswith(stem) and _reads_image(given, wanted, mixture) and not same_channels:
-            value, state, why = adapt_input_channels(given, mixture), "adapted", f"input channels {rule}"
-        elif given.shape != wanted.shape:
-            state, why, value = "mismatch", f"checkpoint {_shape(given)}, target {_shape(wanted)}", None
-        if value is not None:
-            ledger.values[name] = value
-        ledger.lines.append(Line(name, part(name, stem), wanted.numel(), state, why))
-    known = {name for names in groups.values() for name in names}
-    ledger.unused = [name for name in source if name not in known]
-    return ledger
+    def _row(self, name: str, lines: list[Line], why: str) -> str:
+        shares = [f"{_share(lines, (state,)):.1%}" for state in STATES]
+        count = sum(line.parameters for line in lines)
+        return f"{name:<20}{count:>12,}{shares[0]:>10}{shares[1]:>10}{shares[2]:>13}  {why}"
 
 
-def _reads_image(given: torch.Tensor, wanted: torch.Tensor, mixture: torch.Tensor) -> bool:
-    """Whether both are weights of the first convolution and differ at most in the number of input channels."""
-    if given.ndim < 4 or given.ndim != wanted.ndim:
-        return False
-    same = given.shape[0] == wanted.shape[0] and given.shape[2:] == wanted.shape[2:]
-    return same and tuple(mixture.shape) == (wanted.shape[1], given.shape[1])
+def _share(lines: list[Line], states: tuple[str, ...]) -> float:
+    """Share of the parameters in some states; what the source does not determine counts as initialised."""
+    total = sum(line.parameters for line in lines)
+    part = sum(line.taken for line in lines if line.state in states)
+    if "initialised" in states:
+        part += sum(line.parameters - line.taken for line in lines)
+    return part / total if total else 0.0
 
 
-def _shape(tensor: torch.Tensor) -> str:
-    return "(" + ", ".join(map(str, tensor.shape)) + ")"
+def _reasons(lines: list[Line]) -> list[str]:
+    """Different reasons, those of the most parameters first."""
+    weight: dict[str, int] = {}
+    for line in lines:
+        if line.why:
+            weight[line.why] = weight.get(line.why, 0) + line.parameters
+    return sorted(weight, key=lambda why: -weight[why])
+
+
+def _ranges(parts: list[str]) -> list[str]:
+    """`encoder stage 0`, `encoder stage 1`, `encoder stage 2` → `encoder stage 0-2`."""
+    levels: dict[str, list[int]] = {}
+    for part in parts:
+        head, _, level = part.rpartition(" ")
+        levels.setdefault(head if level.isdigit() else part, []).extend([int(level)] if level.isdigit() else [])
+    return [f"{head} {_spans(sorted(found))}" if found else head for head, found in levels.items()]
+
+
+def _spans(numbers: list[int]) -> str:
+    whole = numbers == list(range(numbers[0], numbers[-1] + 1)) and len(numbers) > 1
+    return f"{numbers[0]}-{numbers[-1]}" if whole else ", ".join(map(str, numbers))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import nn
-
-HEADS = ".seg_layers."
-"""Part of the name of every segmentation head, as in nnU-Net's own weight loading."""
 
 
 def name_groups(network: nn.Module) -> dict[str, list[str]]:
@@ -21,26 +20,7 @@ def name_groups(network: nn.Module) -> dict[str, list[str]]:
     return {names[0]: names for names in groups.values()}
 
 
-def effective(names: list[str], source: dict[str, torch.Tensor]) -> torch.Tensor | None:
+def effective(names: Sequence[str], source: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     """The tensor that a file gives to a group of names: the last one, as `load_state_dict` would; None if none."""
     found = [source[name] for name in names if name in source]
     return found[-1] if found else None
-
-
-def part(name: str, stem: str) -> str:
-    """Part of the network that a tensor belongs to: stem, encoder, decoder or segmentation heads."""
-    if HEADS in name:
-        return "segmentation heads"
-    if name.startswith(stem):
-        return "stem"
-    return "encoder" if name.startswith("encoder.") else "decoder"
-
-
-def stem_of(network: nn.Module) -> str:
-    """Prefix of the first block that reads the image: `encoder.stem.` or the first convolution of stage 0.
-
-    Its names are the first of the state dict in PlainConvUNet and ResidualEncoderUNet.
-    """
-    return "encoder.stem." if hasattr(network.encoder, "stem") and network.encoder.stem is not None else (
-        "encoder.stages.0.0.convs.0."
-    )  # fmt: skip

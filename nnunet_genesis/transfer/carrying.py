@@ -1,0 +1,171 @@
+"""A source layer and its counterpart → what becomes of each of the counterpart's tensors, and what is not exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+
+from nnunet_genesis.transfer.adapters import fit_kernel, fit_taps, fit_vector, fit_widths, passing_on
+from nnunet_genesis.transfer.channels import adapt_input_channels
+from nnunet_genesis.transfer.layout import STEM, Layer
+
+COPIED, ADAPTED, INITIALISED = "copied", "adapted", "initialised"
+AXIS_NAMES = ("z", "y", "x")
+
+
+class Outcome(NamedTuple):
+    """One tensor of the target: its state, how or why, its value (None: as initialised), its share from the source."""
+
+    state: str
+    why: str
+    value: torch.Tensor | None = None
+    taken: float = 0.0
+
+
+def start_anew(wanted: Layer, why: str) -> dict[str, Outcome]:
+    """Every tensor stays as the target was initialised."""
+    return {role: Outcome(INITIALISED, why) for role in wanted.tensors}
+
+
+def start_passing_on(wanted: Layer, fresh: Mapping[str, torch.Tensor], why: str) -> dict[str, Outcome]:
+    """A layer without counterpart that disturbs as little as it can.
+
+    The last norm of a residual block starts at zero: the block gives out the activation of its input. A plain
+    convolution gives out its last inputs (in a decoder: the skip), which its norm and activation then change.
+    """
+    outcomes = start_anew(wanted, why)
+    if not wanted.place.role:
+        fitted = passing_on(_lifted(fresh["weight"]))
+        outcomes["weight"] = Outcome(INITIALISED, f"{why}; passes its input on", fitted.reshape(fresh["weight"].shape))
+    elif wanted.last:
+        scales = [role for role in fresh if role in ("norm.weight", "norm.bias")] or ["weight", "bias"]
+        for role in set(scales) & set(fresh):
+            outcomes[role] = Outcome(INITIALISED, f"{why}; adds nothing to its skip", torch.zeros_like(fresh[role]))
+    return outcomes
+
+
+def carry(
+    given: Layer, wanted: Layer, tensors: Mapping[str, torch.Tensor], fresh: Mapping[str, torch.Tensor],
+    mixture: torch.Tensor, resize_widths: bool,
+) -> tuple[dict[str, Outcome], list[str]]:  # fmt: skip
+    """Carry a convolution and its norm over to their counterpart.
+
+    Args:
+        given: The source's layer.
+        wanted: The target's layer.
+        tensors: The source's tensors by role (`weight`, `norm.bias`, …); not changed.
+        fresh: The target's, as initialised; not changed.
+        mixture: Input channels, as `channel_mixture` gives it; used for the stem only.
+        resize_widths: Whether layers of other widths are carried.
+
+    Returns:
+        An outcome for each role of the target, and the limits: where the layer does not respond as it did.
+    """
+    if "weight" not in tensors:
+        return start_anew(wanted, "not in the checkpoint"), ["starts anew: not in the checkpoint"]
+    stem = wanted.place.side == STEM
+    resized = given.width != wanted.width or (not stem and given.inputs != wanted.inputs)
+    if resized and not resize_widths:
+        why = f"channels {_widths(given)} → {_widths(wanted)}"
+        return start_anew(wanted, why), [f"starts anew: {why}, and other widths were not asked for"]
+    try:
+        weight, steps, limits = _carry_weight(given, wanted, tensors["weight"], fresh["weight"], mixture)
+    except ValueError as error:
+        return start_anew(wanted, str(error)), [f"starts anew: {error}"]
+    share = min(given.width, wanted.width) / wanted.width
+    state = COPIED if weight is tensors["weight"] else ADAPTED
+    outcomes = {"weight": Outcome(state, "; ".join(steps), weight, share)}
+    for role in [role for role in wanted.tensors if role != "weight"]:
+        outcomes[role] = _carry_vector(role, tensors.get(role), fresh[role], share)
+        if outcomes[role].value is None:
+            limits.append(f"{role} is not in the checkpoint")
+    if "bias" in tensors and "bias" not in fresh and "norm.weight" not in fresh:
+        limits.append("the target has no bias here, the checkpoint has")
+    return outcomes, limits
+
+
+def _carry_weight(
+    given: Layer, wanted: Layer, weight: torch.Tensor, fresh: torch.Tensor, mixture: torch.Tensor
+) -> tuple[torch.Tensor, list[str], list[str]]:
+    """The weight in the target's shape (the source's own tensor if nothing changes), the steps, and the limits."""
+    steps, limits, up = [], [], wanted.place.side == "up"
+    fitted, start = (tensor.transpose(0, 1) if up else tensor for tensor in (_lifted(weight), _lifted(fresh)))
+    if wanted.place.side == STEM and not _is_identity(mixture):
+        fitted = adapt_input_channels(fitted, mixture)
+        steps.append("input channels mixed")
+    kernel = tuple(fitted.shape[2:])
+    if kernel != wanted.kernel:
+        fitted = (fit_taps if up else fit_kernel)(fitted, wanted.kernel)
+        steps.append(f"{'up-sampling' if up else 'kernel'} {_by(kernel)} → {_by(wanted.kernel)}")
+        limits += _tap_limits(kernel, wanted.kernel) if up else _kernel_limits(kernel, wanted.kernel)
+    if fitted.shape[:2] != start.shape[:2] or (wanted.place.side != STEM and given.inputs != wanted.inputs):
+        inputs = given.inputs if wanted.place.side != STEM else wanted.inputs
+        fitted = fit_widths(fitted, start, inputs, wanted.inputs)
+        steps.append(f"channels {_widths(given)} → {_widths(wanted)}")
+        if given.width > wanted.width or any(a > b for a, b in zip(inputs, wanted.inputs, strict=True)):
+            limits.append("narrower: the leading filters without the inputs that are gone, which is another function")
+    if given.stride != wanted.stride and not up:
+        steps.append(f"stride {_by(given.stride)} → {_by(wanted.stride)}")
+        limits.append(stride_limit(given.stride, wanted.stride))
+    if weight.ndim != fresh.ndim:
+        steps.insert(0, f"{weight.ndim - 2}D → {fresh.ndim - 2}D")
+    if all(step.startswith("stride") for step in steps):
+        return weight, steps, limits
+    return (fitted.transpose(0, 1) if up else fitted).reshape(fresh.shape), steps, limits
+
+
+def _carry_vector(role: str, tensor: torch.Tensor | None, fresh: torch.Tensor, share: float) -> Outcome:
+    """A bias or a part of a norm; a bias that the source lacks is zero."""
+    if tensor is None:
+        if role == "bias":
+            return Outcome(ADAPTED, "no bias in the checkpoint: zero", torch.zeros_like(fresh), 1.0)
+        return Outcome(INITIALISED, "not in the checkpoint")
+    if tensor.shape == fresh.shape:
+        return Outcome(COPIED, "", tensor, 1.0)
+    return Outcome(ADAPTED, f"width {len(tensor)} → {len(fresh)}", fit_vector(tensor, fresh), share)
+
+
+def stride_limit(given: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """What stays where a stage is sampled at other steps."""
+    axes = _axes(a != b for a, b in zip(given, wanted, strict=True))
+    return (
+        f"another stride along {axes}: before the norm, the same response at the positions that both have; exact for "
+        f"images constant along {axes}"
+    )
+
+
+def _kernel_limits(given: tuple[int, ...], wanted: tuple[int, ...]) -> list[str]:
+    axes = _axes(a > b for a, b in zip(given, wanted, strict=True))
+    return (
+        [f"shorter kernel along {axes}: exact for features constant along {axes}, away from its ends"] if axes else []
+    )
+
+
+def _tap_limits(given: tuple[int, ...], wanted: tuple[int, ...]) -> list[str]:
+    more = _axes(a < b for a, b in zip(given, wanted, strict=True))
+    fewer = _axes(a > b for a, b in zip(given, wanted, strict=True))
+    limits = [f"up-samples along {more} by repetition: exact for features constant along {more}"] if more else []
+    return limits + ([f"up-samples along {fewer} to the average of the checkpoint's output"] if fewer else [])
+
+
+def _axes(chosen: Iterable[bool]) -> str:
+    return " and ".join(name for name, differs in zip(AXIS_NAMES, chosen, strict=True) if differs)
+
+
+def _lifted(weight: torch.Tensor) -> torch.Tensor:
+    """(…, y, x) → (…, 1, y, x); 3D stays."""
+    return weight.unsqueeze(2) if weight.ndim == 4 else weight
+
+
+def _is_identity(mixture: torch.Tensor) -> bool:
+    return mixture.shape[0] == mixture.shape[1] and torch.equal(mixture, torch.eye(len(mixture)))
+
+
+def _by(edges: tuple[int, ...]) -> str:
+    return "x".join(map(str, edges))
+
+
+def _widths(layer: Layer) -> str:
+    return f"({'+'.join(map(str, layer.inputs))} in, {layer.width} out)"

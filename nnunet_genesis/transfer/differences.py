@@ -1,0 +1,61 @@
+"""Two networks' descriptions → where the target, as a whole, cannot compute what the source computes, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nnunet_genesis.transfer.carrying import stride_limit
+from nnunet_genesis.transfer.layout import Layout
+
+
+def differences(given: Layout, wanted: Layout) -> Iterator[tuple[str, str]]:
+    """What is not preserved, and the part where; what single convolutions lose is not listed here."""
+    if given.operations != wanted.operations:
+        change = f"{' | '.join(given.operations)} -> {' | '.join(wanted.operations)}"
+        yield f"other functions than in the checkpoint: {change}", "norms and activations"
+    if given.axes != wanted.axes:
+        text = (
+            "2D networks norm slice by slice, 3D ones the whole patch: exact for images constant along z, for others "
+        )
+        yield text + "slice by slice up to the first norm", f"{given.axes}D to {wanted.axes}D"
+    shared = min(len(given.sampling), len(wanted.sampling))
+    if len(wanted.sampling) > shared:
+        text = "has no counterpart: the features of the stages before it are as they were, and the decoder at stage "
+        yield text + f"{shared - 1} starts by passing them on, normalised", f"encoder stage {shared}"
+    if len(given.sampling) > shared:
+        text = "is the deepest here: the encoder's features are as they were, and the decoder reads them where the "
+        yield text + "checkpoint's reads what its deeper stages made of them", f"encoder stage {shared - 1}"
+    for level in range(shared):
+        yield from _of_stage(given, wanted, level)
+
+
+def resampled(given: Layout, wanted: Layout) -> list[str]:
+    """The stages that work at another resolution than their counterpart."""
+    pairs = enumerate(zip(given.sampling, wanted.sampling, strict=False))
+    return [
+        f"encoder stage {level} works on an image down-sampled {_by(here)}, in the checkpoint {_by(there)}"
+        for level, (there, here) in pairs
+        if here != there
+    ]
+
+
+def _of_stage(given: Layout, wanted: Layout, level: int) -> Iterator[tuple[str, str]]:
+    strides = [_stride(layout, level) for layout in (given, wanted)]
+    if strides[0] != strides[1]:
+        yield stride_limit(*strides), f"encoder stage {level}"
+    for side, part in (("encoder", f"encoder stage {level}"), ("decoder", f"decoder at stage {level}")):
+        ours, theirs = wanted.blocks(side, level), given.blocks(side, level)
+        if 0 < ours < theirs:
+            yield f"{ours} of the checkpoint's {theirs} blocks: the features of these are as they were", part
+        if ours > theirs > 0:
+            text = f"{ours} blocks for the checkpoint's {theirs}: the others start by passing features on, a plain one "
+            yield text + "normalised, a residual one through another activation", part
+
+
+def _stride(layout: Layout, level: int) -> tuple[int, ...]:
+    before = layout.sampling[level - 1] if level else (1,) * len(layout.sampling[level])
+    return tuple(now // then for now, then in zip(layout.sampling[level], before, strict=True))
+
+
+def _by(edges: tuple[int, ...]) -> str:
+    return "x".join(map(str, edges))
