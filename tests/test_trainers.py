@@ -295,10 +295,13 @@ def test_transfer_mistakes(transferred: Path, genesis, capsys):
     checkpoint = transferred.parents[1] / "pretrained.pth"
     edit_plans(
         transferred / "nnUNetPlans.json",
-        configurations__3d_fullres__architecture__arch_kwargs__n_conv_per_stage=[1, 2, 2],
+        configurations__3d_fullres__architecture__arch_kwargs__features_per_stage=[4, 6, 10],
     )
     for arguments, message in [
-        ((checkpoint, "-d", 4, "-c", "2d"), "architecture is not the target's"),
+        (
+            (checkpoint, "-d", 4, "-c", "3d_fullres", "--min-coverage", 0.9),
+            r"Only 4\d\.\d% of the encoder's parameters would",
+        ),
         ((checkpoint, "-d", 4, "-c", "3d_lowres"), "no configuration 3d_lowres"),
         ((checkpoint, "-d", 4, "-c", "3d_fullres", "--warmup", 5, "--epochs", 5), r"\"warmup\" \(5\) must be below"),
         (("gone.pth", "-d", 4, "-c", "3d_fullres"), "gone.pth does not exist"),

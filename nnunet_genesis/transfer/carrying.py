@@ -38,11 +38,11 @@ def start_passing_on(wanted: Layer, fresh: Mapping[str, torch.Tensor], why: str)
     outcomes = start_anew(wanted, why)
     if not wanted.place.role:
         fitted = passing_on(_lifted(fresh["weight"]))
-        outcomes["weight"] = Outcome(INITIALISED, f"{why}; passes its input on", fitted.reshape(fresh["weight"].shape))
+        outcomes["weight"] = Outcome(INITIALISED, f"{why}, passes its input on", fitted.reshape(fresh["weight"].shape))
     elif wanted.last:
         scales = [role for role in fresh if role in ("norm.weight", "norm.bias")] or ["weight", "bias"]
         for role in set(scales) & set(fresh):
-            outcomes[role] = Outcome(INITIALISED, f"{why}; adds nothing to its skip", torch.zeros_like(fresh[role]))
+            outcomes[role] = Outcome(INITIALISED, f"{why}, adds nothing to its skip", torch.zeros_like(fresh[role]))
     return outcomes
 
 
@@ -76,7 +76,7 @@ def carry(
         return start_anew(wanted, str(error)), [f"starts anew: {error}"]
     share = min(given.width, wanted.width) / wanted.width
     state = COPIED if weight is tensors["weight"] else ADAPTED
-    outcomes = {"weight": Outcome(state, "; ".join(steps), weight, share)}
+    outcomes = {"weight": Outcome(state, ", ".join(steps), weight, share)}
     for role in [role for role in wanted.tensors if role != "weight"]:
         outcomes[role] = _carry_vector(role, tensors.get(role), fresh[role], share)
         if outcomes[role].value is None:

@@ -76,3 +76,11 @@ def names(count: int) -> list[str]:
 
 def source(block: dict[str, Any], network: nn.Module, channels: Sequence[str]) -> Source:
     return Source(network.state_dict(), block, channels)
+
+
+def periodic(network: nn.Module) -> nn.Module:
+    """Continue images around their borders: what is constant along an axis then stays so to its very ends."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            module.padding_mode = "circular"
+    return network

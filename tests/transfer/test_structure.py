@@ -1,0 +1,239 @@
+"""Networks of another depth, width, dimension or number of blocks start from what the ledger says, run side by side."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from nnunet_genesis.transfer import Ledger, match
+from nnunet_genesis.transfer.channels import PREVIOUS_STAGE
+from tests.transfer.networks import architecture, build, names, periodic, source
+
+KINDS = pytest.mark.parametrize("kind", ["plain", "residual"])
+ISOTROPIC = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
+THIN_STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
+THIN_KERNELS = [[1, 3, 3], [3, 3, 3], [3, 3, 3]]
+close = partial(torch.testing.assert_close, rtol=0, atol=1e-7)
+
+
+def carried(given: dict, wanted: dict, resize_widths: bool = False) -> tuple[nn.Module, nn.Module, Ledger]:
+    """Source and target after the transfer, without borders and in double precision."""
+    trained, target = build(given).double(), build(wanted, seed=1).double()
+    ledger = match(source(given, trained, names(1)), target, names(1), resize_widths)
+    ledger.apply(target)
+    return periodic(trained), periodic(target), ledger
+
+
+def without_heads(network: nn.Module) -> nn.Module:
+    """Give out the features that the finest head reads."""
+    network.decoder.seg_layers[-1] = nn.Identity()
+    return network
+
+
+def volume(constant: bool = False, size: int = 16) -> torch.Tensor:
+    """A random patch; the same in every slice if `constant`."""
+    slices = torch.randn(1, 1, 1 if constant else size, size, size, dtype=torch.float64)
+    return slices.expand(1, 1, size, size, size).clone()
+
+
+@KINDS
+def test_longer_kernels_leave_the_whole_network_as_it_was(kind):
+    given, wanted = (architecture(kind, strides=THIN_STRIDES, kernels=k) for k in (THIN_KERNELS, None))
+    trained, target = (build(block, seed=i).double() for i, block in enumerate((given, wanted)))
+    ledger = match(source(given, trained, names(1)), target, names(1))
+    ledger.apply(target)
+    image = volume()
+    assert not ledger.limits
+    assert "it computes what the checkpoint's network computed" in ledger.verdict
+    close(without_heads(target)(image), without_heads(trained)(image))  # borders and all
+
+
+@KINDS
+def test_shorter_kernels_keep_the_encoder_for_constant_images(kind):
+    trained, target, ledger = carried(architecture(kind), architecture(kind, kernels=THIN_KERNELS))
+    assert list(ledger.limits) == ["shorter kernel along z: exact for features constant along z, away from its ends"]
+    assert ledger.limits[next(iter(ledger.limits))] == ["stem", "encoder stage 0", "decoder at stage 0"]
+    for before, after in zip(trained.encoder(volume(True)), target.encoder(volume(True)), strict=True):
+        assert before.shape == after.shape
+    image = volume(True)
+    for before, after in zip(trained.encoder(image), target.encoder(image), strict=True):
+        close(after, before)
+
+
+@KINDS
+@pytest.mark.parametrize("strides", [(ISOTROPIC, THIN_STRIDES), (THIN_STRIDES, ISOTROPIC)])
+def test_another_stride_keeps_filters_at_common_positions_and_constant_images(kind, strides):
+    given, wanted = (architecture(kind, strides=each) for each in strides)
+    trained, target, ledger = carried(given, wanted)
+    assert any(text.startswith("another stride along z") for text in ledger.limits)
+    image = volume(True)
+    for before, after in zip(trained.encoder(image), target.encoder(image), strict=True):
+        close(after[:, :, 0], before[:, :, 0])
+    first = "stages.1.0.convs.0.conv" if kind == "plain" else "stages.1.blocks.0.conv1.conv"
+    features = torch.randn(1, 4, 8, 8, 8, dtype=torch.float64)
+    responses = [network.encoder.get_submodule(first)(features) for network in (trained, target)]
+    coarse, fine = sorted(responses, key=lambda maps: maps.shape[2])
+    close(coarse, fine[:, :, ::2])
+
+
+@KINDS
+def test_repeated_taps_keep_the_decoder_for_constant_images(kind):
+    trained, target, ledger = carried(architecture(kind, strides=THIN_STRIDES), architecture(kind, strides=ISOTROPIC))
+    trained.decoder.transpconvs[0].weight.data[:] = trained.decoder.transpconvs[0].weight.data.mean(2, keepdim=True)
+    assert any(text.startswith("up-samples along z by repetition") for text in ledger.limits)
+    again, image = build(architecture(kind, strides=ISOTROPIC), seed=2).double(), volume(True)
+    match(source(architecture(kind, strides=THIN_STRIDES), trained, names(1)), again, names(1)).apply(again)
+    close(without_heads(periodic(again))(image), without_heads(trained)(image))
+
+
+@KINDS
+def test_a_plane_network_inflates_and_flattens_back(kind):
+    flat, solid = architecture(kind, dim=2), architecture(kind, dim=3)
+    thin = architecture(kind, dim=3, strides=[[1, 1, 1], [1, 2, 2], [1, 2, 2]])
+    image = volume(True)
+    trained, target, ledger = carried(flat, thin)
+    assert ledger.coverage == 1
+    close(without_heads(target)(image)[:, :, 3], without_heads(trained)(image[:, :, 0]))
+    back = build(flat, seed=3).double()
+    match(source(thin, target, names(1)), back, names(1)).apply(back)
+    pairs = zip(trained.named_parameters(), back.named_parameters(), strict=True)
+    assert all(torch.equal(a, b) for (name, a), (_, b) in pairs if ".seg_layers." not in name)
+    trained, target, ledger = carried(solid, flat)
+    assert ledger.coverage == 1
+    for before, after in zip(trained.encoder(image), target.encoder(image[:, :, 0]), strict=True):
+        close(after, before[:, :, 0])
+
+
+def test_each_slice_of_any_image_is_convolved_as_in_two_dimensions():
+    trained, target, _ = carried(architecture(dim=2), architecture(dim=3))
+    image = volume()
+    response = target.encoder.stages[0][0].convs[0].conv(image)
+    for z in (0, 7, 15):
+        close(response[:, :, z], trained.encoder.stages[0][0].convs[0].conv(image[:, :, z]))
+
+
+@KINDS
+def test_a_deeper_target_keeps_the_shared_stages_and_passes_the_bottleneck_on(kind):
+    wanted = architecture(kind, features=(4, 6, 8, 8), decoder=(2, 1, 1))
+    trained, target, ledger = carried(architecture(kind), wanted)
+    image, found = volume(), {}
+    target.decoder.stages[0].register_forward_hook(lambda *call: found.update(reads=call[1][0], gives=call[2]))
+    before, after = trained.encoder(image), target.encoder(image)
+    for a, b in zip(before, after, strict=False):
+        close(b, a)
+    target(image)
+    expected = before[-1]
+    for unit in target.decoder.stages[0].convs:
+        normed = F.instance_norm(
+            expected + unit.conv.bias[:, None, None, None], weight=unit.norm.weight, bias=unit.norm.bias
+        )
+        expected = F.leaky_relu(normed, 0.01)
+    close(found["gives"], expected)
+    assert any("the decoder at stage 2 starts by passing them on, normalised" in text for text in ledger.limits)
+    # from there on the decoder is the checkpoint's: fed with its bottleneck, it gives its features
+    target.decoder.stages[0].register_forward_hook(lambda *call: before[-1])
+    close(without_heads(target)(image), without_heads(trained)(image))
+
+
+@KINDS
+def test_a_shallower_target_keeps_its_stages_and_names_what_is_gone(kind):
+    given = architecture(kind, features=(4, 6, 8, 8))
+    trained, target, ledger = carried(given, architecture(kind))
+    image = volume()
+    for before, after in zip(trained.encoder(image), target.encoder(image), strict=False):
+        close(after, before)
+    assert ledger.coverage == 1
+    assert [text for text in ledger.limits if text.startswith("is the deepest here")]
+    gone = ("encoder.stages.3", "decoder.stages.0", "decoder.transpconvs.0")
+    assert all(name.startswith(gone) for name in ledger.unused)
+    expected = sum(p.numel() for name, p in trained.named_parameters() if name.startswith(gone))
+    assert sum(ledger.unused.values()) == expected
+    # fed with what the deeper stages made of them, its decoder gives the checkpoint's features
+    found = {}
+    trained.decoder.stages[0].register_forward_hook(lambda *call: found.update(gives=call[2]))
+    wanted = without_heads(trained)(image)
+    skips = target.encoder(image)
+    close(without_heads(target).decoder([*skips[:-1], found["gives"]]), wanted)
+
+
+def test_an_additional_plain_convolution_passes_its_input_on_normalised():
+    trained, target, ledger = carried(architecture(blocks=[2, 2, 2]), architecture(blocks=[3, 2, 2]))
+    image = volume()
+    before, unit = trained.encoder(image)[0], target.encoder.stages[0][0].convs[2]
+    normed = F.instance_norm(before, weight=unit.norm.weight, bias=unit.norm.bias)
+    close(target.encoder(image)[0], F.leaky_relu(normed, 0.01))
+    assert any("3 blocks for the checkpoint's 2" in text for text in ledger.limits)
+    assert 0 < ledger.share("encoder stage 0", "initialised") < 1
+
+
+def test_an_additional_residual_block_is_one_more_activation():
+    given, wanted = architecture("residual", blocks=[1, 2, 2]), architecture("residual", blocks=[2, 2, 2])
+    trained, target, _ = carried(given, wanted)
+    image = volume()
+    close(target.encoder(image)[0], F.leaky_relu(trained.encoder(image)[0], 0.01))
+
+
+@KINDS
+def test_fewer_blocks_keep_the_features_of_those_that_stay(kind):
+    trained, target, ledger = carried(architecture(kind, blocks=[3, 2, 2]), architecture(kind, blocks=[2, 2, 2]))
+    image, stage = volume(), trained.encoder.stages[0]
+    if kind == "plain":
+        del stage[0].convs[2]
+    else:
+        del stage.blocks[2]
+    close(target.encoder(image)[0], trained.encoder(image)[0])
+    assert any(text.startswith("2 of the checkpoint's 3 blocks") for text in ledger.limits)
+    assert len(ledger.unused) == (4 if kind == "plain" else 8)
+
+
+@KINDS
+def test_wider_stages_give_the_old_channels_when_asked_to(kind):
+    given, wanted = architecture(kind, features=(4, 6, 8)), architecture(kind, features=(5, 6, 11))
+    trained, target, ledger = carried(given, wanted)
+    assert any("other widths were not asked for" in text for text in ledger.limits)
+    assert ledger.coverage < 0.5
+    trained, target, ledger = carried(given, wanted, resize_widths=True)
+    image = volume()
+    for before, after in zip(trained.encoder(image), target.encoder(image), strict=True):
+        close(after[:, : before.shape[1]], before)
+    before, after = without_heads(trained)(image), without_heads(target)(image)
+    close(after[:, : before.shape[1]], before)
+    assert not ledger.limits
+    assert 0.5 < ledger.coverage < 1
+    assert ledger.share("encoder stage 2", "adapted") > 0
+
+
+@KINDS
+def test_narrower_stages_take_the_leading_filters_when_asked_to(kind):
+    given, wanted = architecture(kind, features=(4, 6, 8)), architecture(kind, features=(3, 6, 8))
+    trained, target, ledger = carried(given, wanted, resize_widths=True)
+    image = volume()
+    stem = "stem.convs.0" if kind == "residual" else "stages.0.0.convs.0"
+    before, after = (network.encoder.get_submodule(stem)(image) for network in (trained, target))
+    close(after, before[:, :3])
+    assert ledger.coverage == 1
+    assert any(text.startswith("narrower: the leading filters") for text in ledger.limits)
+
+
+@KINDS
+def test_a_cascade_starts_as_the_network_without_one(kind):
+    block = architecture(kind)
+    trained, target = build(block, 2).double(), build(block, 4, seed=1).double()
+    channels = ["T1", "T2"]
+    labels = [f"{PREVIOUS_STAGE}{label}" for label in (1, 2)]
+    ledger = match(source(block, trained, channels), target, [*channels, *labels])
+    assert not ledger.limits
+    assert ledger.coverage == 1
+    ledger.apply(target)
+    image, segmentation = torch.randn(2, 1, 2, 16, 16, 16, dtype=torch.float64)
+    seen = torch.cat([image, (segmentation > 0).double()], 1)
+    close(without_heads(target)(seen), without_heads(trained)(image))
+    back = build(block, 2, seed=2).double()
+    ledger = match(source(block, target, [*channels, *labels]), back, channels)
+    ledger.apply(back)
+    close(without_heads(back)(image), trained(image))
+    assert list(ledger.limits) == []  # the labels' filters are zero, but still
