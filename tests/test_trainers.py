@@ -300,7 +300,7 @@ def test_transfer_mistakes(transferred: Path, genesis, capsys):
     for arguments, message in [
         (
             (checkpoint, "-d", 4, "-c", "3d_fullres", "--min-coverage", 0.9),
-            r"Only 4\d\.\d% of the encoder's parameters would",
+            r"Only \d\d\.\d% of the encoder's parameters would",
         ),
         ((checkpoint, "-d", 4, "-c", "3d_lowres"), "no configuration 3d_lowres"),
         ((checkpoint, "-d", 4, "-c", "3d_fullres", "--warmup", 5, "--epochs", 5), r"\"warmup\" \(5\) must be below"),
@@ -313,6 +313,45 @@ def test_transfer_mistakes(transferred: Path, genesis, capsys):
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert re.search(message, error), error
+
+
+def test_transfer_into_other_plans_is_reported_and_starts(transferred: Path, genesis, capsys):
+    """Kernels, strides, a further stage, a wider one: nnU-Net trains the target's own architecture from there."""
+    checkpoint, plans = transferred.parents[1] / "pretrained.pth", transferred / "nnUNetPlans.json"
+    kwargs = "configurations__3d_fullres__architecture__arch_kwargs__"
+    edit_plans(
+        plans,
+        **{kwargs + "n_stages": 4, kwargs + "features_per_stage": [4, 6, 10, 10]},
+        **{kwargs + "kernel_sizes": [[1, 3, 3], *[[3, 3, 3]] * 3]},
+        **{kwargs + "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2], [1, 2, 2]]},
+        **{kwargs + "n_conv_per_stage": [2, 2, 2, 2], kwargs + "n_conv_per_stage_decoder": [2, 2, 2]},
+    )
+    command = ("transfer", checkpoint, "-d", 4, "-c", "3d_fullres", "--epochs", 2)
+    assert genesis(*command) == 1
+    assert "allow other widths (--resize-widths), or lower --min-coverage" in capsys.readouterr().err
+    assert genesis(*command, "--resize-widths", "--min-coverage", 0.2) == 0
+    table = capsys.readouterr().out
+    assert re.search(r"encoder stage 2 .* adapted|encoder stage 2 .*channels \(6 in, 8 out\)", table)
+    report = json.loads((transferred / "transfer_report.json").read_text())["nnUNetPlans_genesis_3d_fullres.pth"]
+    assert report["verdict"] in table
+    assert report["parts"]["encoder stage 3"]["initialised"] == 1
+    assert 0.2 < report["encoder_coverage"] < 0.5
+    assert list(report["parts"])[:2] == ["stem", "encoder stage 0"]
+    trainer = start_finetuning()
+    source = torch.load(checkpoint, weights_only=True)["network_weights"]
+    name = "encoder.stages.0.0.convs.1.conv.weight"
+    torch.testing.assert_close(trainer.network.state_dict()[name], source[name].sum(2, keepdim=True))
+    assert len(trainer.network.encoder.stages) == 4
+    load_pretrained_weights(trainer.network, str(transferred / "nnUNetPlans_genesis_3d_fullres.pth"))
+
+
+def test_reports_of_several_transfers_lie_side_by_side(transferred: Path, genesis):
+    checkpoint = transferred.parents[1] / "pretrained.pth"
+    assert genesis("transfer", checkpoint, "-d", 4, "-c", "2d") == 0
+    report = json.loads((transferred / "transfer_report.json").read_text())
+    assert set(report) == {"nnUNetPlans_genesis_3d_fullres.pth", "nnUNetPlans_genesis_2d.pth"}
+    assert report["nnUNetPlans_genesis_3d_fullres.pth"]["exact"]
+    assert "3D to 2D" in report["nnUNetPlans_genesis_2d.pth"]["verdict"]
 
 
 def test_warmup_then_poly():
