@@ -13,7 +13,7 @@ from nnunet_genesis.checkpoint import bare, network_weights, read_checkpoint, sa
 from nnunet_genesis.errors import CheckpointError, TransferError, one_line
 from nnunet_genesis.files import sha256
 from nnunet_genesis.settings import FineTuningSettings
-from nnunet_genesis.training import check_before_training, volumes_folder
+from nnunet_genesis.training import check_before_training, refuse_missing_first_stage, volumes_folder
 
 
 class WarmupPoly(PolyLRScheduler):
@@ -52,7 +52,7 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
         """As in nnU-Net; ends with one line where plans or settings are wrong."""
         with one_line():
             self.settings = FineTuningSettings.of_plans(plans, configuration)
-            check_before_training(plans, configuration)
+            check_before_training(plans, configuration, cascade=True)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.settings.epochs
         self.num_iterations_per_epoch = self.settings.iterations
@@ -68,6 +68,7 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
         """As in nnU-Net, after a look for the preprocessed volumes."""
         with one_line():
             volumes_folder(self)
+            refuse_missing_first_stage(self)
         super().initialize()
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:

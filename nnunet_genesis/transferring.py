@@ -12,16 +12,17 @@ from torch import nn
 from nnunet_genesis.checkpoint import network_weights, read_checkpoint, versions
 from nnunet_genesis.datasets import (
     channel_names,
+    check_configuration,
     preprocessed_folder,
     read_dataset_json,
     read_plans,
-    refuse_cascade,
     refuse_foreign_plans,
 )
 from nnunet_genesis.errors import CheckpointError, TransferError
 from nnunet_genesis.files import read_json, sha256, write_json, written_atomically
 from nnunet_genesis.settings import FineTuningSettings
 from nnunet_genesis.transfer import Ledger, Source, match
+from nnunet_genesis.transfer.channels import PREVIOUS_STAGE
 
 SCHEDULE = ("epochs", "iterations", "warmup", "learning_rate")
 """The settings of fine-tuning that a user chooses when transferring."""
@@ -70,12 +71,11 @@ def transfer(
     Raises:
         CheckpointError: The checkpoint cannot be read.
         TransferError: The networks are of different kinds, or too little of the encoder would be taken over.
-        DatasetError: Dataset, plans or configuration are missing, the configuration is a cascade's second stage, or
-            other plans of the new name exist.
+        DatasetError: Dataset, plans or configuration are missing, or other plans of the new name exist.
         SettingsError: A value of the schedule is out of range.
     """
     plans = read_plans(dataset, plans_name)
-    refuse_cascade(plans, configuration)
+    check_configuration(plans, configuration)
     path = preprocessed_folder(dataset) / f"{new_plans_name}.json"
     if new_plans_name == plans_name:
         raise TransferError(f"The plans {plans_name} would be overwritten. Name others with --to.")
@@ -114,7 +114,7 @@ def target_network(
 
     plans_manager = PlansManager(plans)
     manager = plans_manager.get_configuration(configuration)
-    channels = channel_names(dataset_json)
+    channels = input_channels(plans, configuration, dataset_json)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = get_network_from_plans(
@@ -129,35 +129,37 @@ def target_network(
     return network, channels
 
 
+def input_channels(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> list[str]:
+    """Names of a network's input channels; in a cascade's second stage the labels of the first come last."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager, names = PlansManager(plans), channel_names(dataset_json)
+    if manager.get_configuration(configuration).previous_stage_name is None:
+        return names
+    return names + [f"{PREVIOUS_STAGE}{label}" for label in manager.get_label_manager(dataset_json).foreground_labels]
+
+
 def read_source(path: Path) -> Source:
     """Weights, architecture and channel names of a checkpoint of nnU-Net v2.
 
     Raises:
         CheckpointError: It cannot be read, or does not say which network or channels it was trained with.
     """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
     content = read_checkpoint(path)
     weights = network_weights(content, path)
     try:
-        channels = channel_names(content["init_args"]["dataset_json"])
-    except (KeyError, TypeError, ValueError):
+        arguments = content["init_args"]
+        plans, configuration, dataset_json = (arguments[key] for key in ("plans", "configuration", "dataset_json"))
+        channels = input_channels(plans, configuration, dataset_json)
+        architecture = dict(PlansManager(plans).get_configuration(configuration).configuration["architecture"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
         raise CheckpointError(
-            f'{path} does not say which channels it was trained on: "init_args" / "dataset_json" is missing.'
+            f'{path} does not say which network it holds or which channels it was trained on: "init_args" lacks '
+            f"plans, configuration or dataset_json, or they cannot be read ({' '.join(repr(error).split())[:120]})."
         ) from None
-    return Source(weights, _architecture(content, path), channels)
-
-
-def _architecture(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The architecture block of the configuration that was trained, as nnU-Net reads it (older plans too)."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    try:
-        arguments = checkpoint["init_args"]
-        manager = PlansManager(arguments["plans"]).get_configuration(arguments["configuration"])
-        return dict(manager.configuration["architecture"])
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(
-            f'{path} does not say which network it holds: "init_args" / "plans" cannot be used ({error!r}).'
-        ) from None
+    return Source(weights, architecture, channels)
 
 
 def _write_weights(network: nn.Module, ledger: Ledger, checkpoint: Path, path: Path) -> None:

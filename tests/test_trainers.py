@@ -345,6 +345,38 @@ def test_transfer_into_other_plans_is_reported_and_starts(transferred: Path, gen
     load_pretrained_weights(trainer.network, str(transferred / "nnUNetPlans_genesis_3d_fullres.pth"))
 
 
+def test_a_cascade_starts_from_the_weights_and_ignores_the_first_stage(transferred: Path, genesis, stock):
+    """Transfer and fine-tune the first stage, then the second, whose labels have zero weights at the start."""
+    plans = json.loads((transferred / "nnUNetPlans.json").read_text())
+    configurations = plans["configurations"]
+    configurations["3d_lowres"] = configurations["3d_fullres"] | {"next_stage": "3d_cascade_fullres"}
+    configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    (transferred / "nnUNetPlans.json").write_text(json.dumps(plans))
+    checkpoint = transferred.parents[1] / "pretrained.pth"
+    for configuration in ("3d_lowres", "3d_cascade_fullres"):
+        schedule = ("--epochs", 1, "--iterations", 1)
+        assert genesis("transfer", checkpoint, "-d", 4, "-c", configuration, *schedule) == 0
+    train = ("-tr", "nnUNetTrainerGenesisFinetune", "-p", "nnUNetPlans_genesis", "-device", "cpu")
+    with pytest.raises(
+        SystemExit, match="no segmentations of the cascade's first stage in .*nnUNetv2_train 4 3d_lowres FOLD -tr"
+    ):
+        stock("nnUNetv2_train", 4, "3d_cascade_fullres", 0, *train)
+    stock("nnUNetv2_train", 4, "3d_lowres", "all", *train)
+    trainer = get_trainer_from_args(
+        "4", "3d_cascade_fullres", 0, "nnUNetTrainerGenesisFinetune", "nnUNetPlans_genesis", device=CPU
+    )
+    trainer.on_train_start()
+    stem = trainer.network.state_dict()["encoder.stages.0.0.convs.0.conv.weight"]
+    source = torch.load(checkpoint, weights_only=True)["network_weights"]["encoder.stages.0.0.convs.0.conv.weight"]
+    assert torch.equal(stem[:, :1], source)
+    assert stem.shape[1] == 3
+    assert not stem[:, 1:].any()
+    batch = next(trainer.dataloader_train)
+    assert batch["data"].shape[1] == 3
+    assert torch.isfinite(torch.as_tensor(trainer.train_step(batch)["loss"]))
+    assert trainer.network.state_dict()["encoder.stages.0.0.convs.0.conv.weight"][:, 1:].any()
+
+
 def test_reports_of_several_transfers_lie_side_by_side(transferred: Path, genesis):
     checkpoint = transferred.parents[1] / "pretrained.pth"
     assert genesis("transfer", checkpoint, "-d", 4, "-c", "2d") == 0
