@@ -108,7 +108,6 @@ def _carry_weight(
             limits.append("narrower: the leading filters without the inputs that are gone, which is another function")
     if given.stride != wanted.stride and not up:
         steps.append(f"stride {_by(given.stride)} → {_by(wanted.stride)}")
-        limits.append(stride_limit(given.stride, wanted.stride))
     if weight.ndim != fresh.ndim:
         steps.insert(0, f"{weight.ndim - 2}D → {fresh.ndim - 2}D")
     if all(step.startswith("stride") for step in steps):
@@ -127,31 +126,23 @@ def _carry_vector(role: str, tensor: torch.Tensor | None, fresh: torch.Tensor, s
     return Outcome(ADAPTED, f"width {len(tensor)} → {len(fresh)}", fit_vector(tensor, fresh), share)
 
 
-def stride_limit(given: tuple[int, ...], wanted: tuple[int, ...]) -> str:
-    """What stays where a stage is sampled at other steps."""
-    axes = _axes(a != b for a, b in zip(given, wanted, strict=True))
-    return (
-        f"another stride along {axes}: before the norm, the same response at the positions that both have; exact for "
-        f"images constant along {axes}"
-    )
+def in_words(chosen: Iterable[bool]) -> str:
+    """The axes chosen, e.g. "z and y"."""
+    return " and ".join(name for name, differs in zip(AXIS_NAMES, chosen, strict=True) if differs)
 
 
 def _kernel_limits(given: tuple[int, ...], wanted: tuple[int, ...]) -> list[str]:
-    axes = _axes(a > b for a, b in zip(given, wanted, strict=True))
+    axes = in_words(a > b for a, b in zip(given, wanted, strict=True))
     return (
         [f"shorter kernel along {axes}: exact for features constant along {axes}, away from its ends"] if axes else []
     )
 
 
 def _tap_limits(given: tuple[int, ...], wanted: tuple[int, ...]) -> list[str]:
-    more = _axes(a < b for a, b in zip(given, wanted, strict=True))
-    fewer = _axes(a > b for a, b in zip(given, wanted, strict=True))
+    more = in_words(a < b for a, b in zip(given, wanted, strict=True))
+    fewer = in_words(a > b for a, b in zip(given, wanted, strict=True))
     limits = [f"up-samples along {more} by repetition: exact for features constant along {more}"] if more else []
     return limits + ([f"up-samples along {fewer} to the average of the checkpoint's output"] if fewer else [])
-
-
-def _axes(chosen: Iterable[bool]) -> str:
-    return " and ".join(name for name, differs in zip(AXIS_NAMES, chosen, strict=True) if differs)
 
 
 def _lifted(weight: torch.Tensor) -> torch.Tensor:

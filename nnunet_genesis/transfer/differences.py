@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nnunet_genesis.transfer.carrying import stride_limit
+from nnunet_genesis.transfer.carrying import in_words
 from nnunet_genesis.transfer.layout import Layout
 
 
@@ -42,7 +42,11 @@ def resampled(given: Layout, wanted: Layout) -> list[str]:
 def _of_stage(given: Layout, wanted: Layout, level: int) -> Iterator[tuple[str, str]]:
     strides = [_stride(layout, level) for layout in (given, wanted)]
     if strides[0] != strides[1]:
-        yield stride_limit(*strides), f"encoder stage {level}"
+        axes = in_words(a != b for a, b in zip(*strides, strict=True))
+        text = (
+            f"another stride along {axes}: before the norm, the same response at the positions that both have; exact "
+        )
+        yield text + f"for images constant along {axes}", f"encoder stage {level}"
     for side, part in (("encoder", f"encoder stage {level}"), ("decoder", f"decoder at stage {level}")):
         ours, theirs = wanted.blocks(side, level), given.blocks(side, level)
         if 0 < ours < theirs:

@@ -133,7 +133,7 @@ def _walk(network: Any, names: dict[int, str]) -> Iterator[Layer]:
 
 
 def _blocks(stage: Any) -> Any:
-    """The residual blocks of a stage, or its convolutions; a pooling layer may come before them."""
+    """The residual blocks of a stage, or its convolutions; those of a plain encoder are wrapped once more."""
     stacked = stage if hasattr(stage, "convs") or hasattr(stage, "blocks") else stage[-1]
     return stacked.blocks if hasattr(stacked, "blocks") else stacked.convs
 
@@ -180,7 +180,7 @@ def _operations(network: nn.Module) -> tuple[str, ...]:
         ]
         found.add(", ".join(map(_operation, steps)))
     for path, module in network.named_modules():
-        if path.rpartition(".")[2][:-1] == "nonlin" or "Pool" in type(module).__name__:
+        if path.rpartition(".")[2][:-1] == "nonlin":
             found.add(_operation(module))
     return tuple(sorted(found - {""}))
 

@@ -67,7 +67,7 @@ def test_other_networks_are_refused(change, message):
 
 
 @pytest.mark.parametrize(
-    "name", ["os.system", "torch.nn.init.normal_", "torch.hub.load", "torch.nn.os", "builtins.eval"]
+    "name", ["os.system", "elsewhere.Conv3d", "torch.nn.init.normal_", "torch.hub.load", "torch.nn.os", "builtins.eval"]
 )
 def test_only_layers_are_looked_up(name):
     with pytest.raises(TransferError, match="no layer of torch.nn"):
@@ -102,6 +102,8 @@ def test_an_encoder_alone_covers_the_encoder():
     weights = {name: tensor for name, tensor in unet().named_parameters() if name.startswith("encoder")}
     ledger = match(Source(weights, architecture(), names(1)), unet(seed=1), names(1))
     assert ledger.encoder_coverage == 1
+    assert ledger.coverage < 0.9
+    ledger.refuse_low_coverage(0.9)
     assert ledger.share("decoder at stage 0", "initialised") == 1
     assert any(text.endswith("not in the checkpoint") for text in ledger.limits)
     assert ledger.unused == {}

@@ -175,8 +175,10 @@ def test_an_additional_plain_convolution_passes_its_input_on_normalised():
 
 def test_an_additional_residual_block_is_one_more_activation():
     given, wanted = architecture("residual", blocks=[1, 2, 2]), architecture("residual", blocks=[2, 2, 2])
-    trained, target, _ = carried(given, wanted)
+    trained, target, ledger = carried(given, wanted)
     image = volume()
+    states = {line.state for line in ledger.lines if line.name.startswith("encoder.stages.0.blocks.1")}
+    assert states == {"initialised"}
     close(target.encoder(image)[0], F.leaky_relu(trained.encoder(image)[0], 0.01))
 
 
