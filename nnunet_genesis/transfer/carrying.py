@@ -69,7 +69,7 @@ def carry(
     resized = given.width != wanted.width or (not stem and given.inputs != wanted.inputs)
     if resized and not resize_widths:
         why = f"channels {_widths(given)} → {_widths(wanted)}"
-        return start_anew(wanted, why), [f"starts anew: {why}, and other widths were not asked for"]
+        return start_anew(wanted, why), ["starts anew where channels differ, as other widths were not asked for"]
     try:
         weight, steps, limits = _carry_weight(given, wanted, tensors["weight"], fresh["weight"], mixture)
     except ValueError as error:

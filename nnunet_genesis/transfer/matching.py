@@ -37,9 +37,13 @@ def match(source: Source, network: nn.Module, channels: Sequence[str], resize_wi
     """
     given, wanted = describe(skeleton(source.architecture, len(source.channels))), describe(network)
     refuse_other_family(given, wanted)
+    if wanted.layers[Place(STEM, 0)].inputs != (len(channels),):
+        raise TransferError(f"{len(channels)} names for {wanted.layers[Place(STEM, 0)].inputs[0]} input channels.")
     held = {place: _held(layer, given, source) for place, layer in given.layers.items()}
     mixture, rule = channel_mixture(source.channels, channels)
     target, ledger = network.state_dict(), Ledger(remarks=resampled(given, wanted))
+    if [name.casefold() for name in source.channels] != [name.casefold() for name in channels]:
+        ledger.remarks.append(f"input channels {', '.join(channels)} for {', '.join(source.channels)}: {rule}")
     for text, part in differences(given, wanted):
         _limit(ledger, text, part)
     _limit(ledger, channel_limit(mixture, source.channels), STEM)

@@ -97,6 +97,15 @@ def test_the_other_kind_of_encoder_is_refused(given, wanted):
         match(source(architecture(given), unet(given), names(1)), unet(wanted), names(1))
 
 
+def test_channels_taken_by_position_are_named():
+    ledger = match(source(architecture(), unet(channels=2), ["T1", "T2"]), unet(channels=2), ["T2", "FLAIR"])
+    assert ledger.remarks == ["input channels T2, FLAIR for T1, T2: by position"]
+    assert ledger.remarks[0] in ledger.table()
+    assert match(source(architecture(), unet(), ["CT"]), unet(), ["ct"]).remarks == []
+    with pytest.raises(TransferError, match="2 names for 1 input channels"):
+        match(source(architecture(), unet(), ["CT"]), unet(), ["CT", "PET"])
+
+
 def test_names_that_share_a_tensor_form_a_group():
     network = unet()
     groups = name_groups(network)
