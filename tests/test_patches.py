@@ -79,7 +79,7 @@ def test_validation_walks_through_all_volumes():
 
 def test_other_recipes_corrupt_the_same_crops():
     one = batches(VOLUMES, stream=VALIDATION, recipe=PLAIN)[0]
-    other = batches(VOLUMES, stream=VALIDATION, recipe=RECIPES["paper"].only("intensity"))[0]
+    other = batches(VOLUMES, stream=VALIDATION, recipe=RECIPES["paper"].alone()["intensity"])[0]
     assert torch.equal(torch.nan_to_num(one["target"]), torch.nan_to_num(other["target"]))
     assert not torch.equal(one["data"], other["data"])
 

@@ -76,7 +76,7 @@ def corrupt(patch: Tensor, drawn: Drawn) -> Tensor:
     """
     _check(patch.shape, patch, [drawn])
     # numpy copies into huge pages: at 160³ a third less time for shuffling than in torch's memory
-    corrupted = torch.from_numpy(np.array(_wide(patch), order="C"))
+    corrupted = torch.from_numpy(np.array(_wide(patch).numpy(), order="C"))
     for clean, channel, drawings in zip(patch, corrupted, drawn.channels, strict=True):
         if any(drawings):
             low, high = value_range(clean, drawn.percentiles)
