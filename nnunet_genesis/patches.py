@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,8 +30,8 @@ class PatchBatches(Dataset[dict[str, Any]]):
 
     A batch is nnU-Net's dictionary: `data` float32 (B, C, *patch), `target` alike, `keys` the case identifiers.
     Where a volume is smaller than the patch, `data` is padded with 0, as in nnU-Net, and `target` with NaN:
-    voxels without a finite target carry no loss. If `corrupt` is false, there is no `data` but `drawn`, what
-    `corrupted_on_device` needs to make it.
+    voxels without a finite target carry no loss. If `corrupt` is false, `target` holds the clean patches and
+    there is no `data` but `drawn`: `corrupted_on` makes both of them.
     """
 
     volumes: Any
@@ -59,15 +60,16 @@ class PatchBatches(Dataset[dict[str, Any]]):
         """Batch `number`, counted from 0."""
         begin = number * self.global_batch_size + self.first
         crops, drawn, keys = zip(*(self.crop(begin + i) for i in range(self.batch_size)), strict=True)
-        batch: dict[str, Any] = {"keys": list(keys)}
-        if self.corrupt:
-            corrupted = map(corrupt, crops, drawn)
-            batch["data"] = torch.stack([pad(patch, self.patch_size, 0.0) for patch in corrupted])
-        else:
-            batch["drawn"] = list(drawn)
-        targets = map(to_restore, crops, drawn)
-        batch["target"] = torch.stack([pad(patch, self.patch_size, float("nan")) for patch in targets])
-        return batch
+        if not self.corrupt:
+            return {"keys": list(keys), "drawn": list(drawn), "target": self._padded(crops, math.nan)}
+        return {
+            "keys": list(keys),
+            "data": self._padded(map(corrupt, crops, drawn), 0.0),
+            "target": self._padded(map(to_restore, crops, drawn), math.nan),
+        }
+
+    def _padded(self, patches: Iterable[torch.Tensor], value: float) -> torch.Tensor:
+        return torch.stack([pad(patch, self.patch_size, value) for patch in patches])
 
     def crop(self, k: int) -> tuple[torch.Tensor, Drawn, str]:
         """Sample `k`: a clean crop, float32 (C, *at most the patch), what is to be done to it, and the case."""

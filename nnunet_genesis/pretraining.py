@@ -286,8 +286,8 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         _, self.validation_cases = self.do_split()
         self.set_deep_supervision_enabled(False)
         self.network.eval()
-        summary = {"recipe": self._restoration_errors(self.settings.recipe)} | {
-            f"{name} alone": self._restoration_errors(recipe) for name, recipe in self.settings.recipe.alone().items()
+        summary = {"recipe": self.errors_on_held_out(self.settings.recipe)} | {
+            f"{name} alone": self.errors_on_held_out(recipe) for name, recipe in self.settings.recipe.alone().items()
         }
         if self.local_rank == 0:
             facts = {"unit": "MSE and MAE in normalised intensities, PSNR in dB", "epochs": self.current_epoch,
@@ -303,7 +303,8 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         if self.is_ddp:
             dist.barrier()
 
-    def _restoration_errors(self, recipe: Recipe) -> dict[str, float]:
+    def errors_on_held_out(self, recipe: Recipe) -> dict[str, float]:
+        """Mean errors of restoring held-out patches, the same ones every time, that a recipe corrupted."""
         batches = self._batches(self.validation_cases, VALIDATION, recipe)
         numbers = range(self.num_val_iterations_per_epoch)
         workers = (get_allowed_n_proc_DA() + 1) // 2

@@ -8,8 +8,8 @@ import pytest
 
 from nnunet_genesis.corruption import RECIPES, Recipe
 from nnunet_genesis.errors import SettingsError
-from nnunet_genesis.validated import Settings
 from nnunet_genesis.settings import FineTuningSettings, PretrainingSettings
+from nnunet_genesis.validated import Settings
 
 
 @pytest.mark.parametrize("settings", [PretrainingSettings(), FineTuningSettings(), *RECIPES.values()])

@@ -29,22 +29,28 @@ def test_the_second_process_does_not_compile(tmp_path):
 
 def test_training_finds_the_loops_compiled():
     """float32 patches in 2D and 3D, with any recipe, need nothing that `compile_loops` has not compiled."""
-    assert python("""
+    assert (
+        python("""
 before = [len(loop.signatures) for loop in loops]
 for shape in [(2, 9, 9), (1, 8, 9, 10)]:
     for recipe in RECIPES.values():
         make_pair(torch.randn(shape), recipe, np.random.default_rng(0))
 print(before == [len(loop.signatures) for loop in loops])
-""") == "True"
+""")
+        == "True"
+    )
 
 
 def test_without_a_folder_to_write_to_loops_are_compiled_in_memory():
-    assert python("""
+    assert (
+        python("""
 from numba.core.caching import CacheImpl
 CacheImpl._locator_classes = []
 kept = compiled.compiled(lambda x: x + 1)
 print(kept(41))
-""") == "42"
+""")
+        == "42"
+    )
 
 
 def test_a_pair_takes_less_than_six_copies_of_the_patch():

@@ -100,7 +100,9 @@ def test_windows_are_counted_as_asked():
 def test_windows_keep_the_margin_where_the_patch_allows():
     rng = np.random.default_rng(0)
     for outer in (True, False):
-        boxes = [box for _ in range(50) for box in drawn_from(RECIPES["released"].cutout, (40, 14, 2), outer, rng).boxes]
+        boxes = [
+            box for _ in range(50) for box in drawn_from(RECIPES["released"].cutout, (40, 14, 2), outer, rng).boxes
+        ]
         faces = np.array(boxes)
         assert faces[:, :2, 0].min() == 3
         assert faces[:, 0, 1].max() == 37

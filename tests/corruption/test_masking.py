@@ -30,7 +30,9 @@ def test_whole_cells_of_the_grid_are_masked(shape, seed):
 
 
 def test_every_cell_is_masked_equally_often():
-    masks = np.mean([Masking(ratio=0.25, edge=4).draw((16, 16), rng(s)).scored((16, 16)).numpy() for s in range(900)], 0)
+    masks = np.mean(
+        [Masking(ratio=0.25, edge=4).draw((16, 16), rng(s)).scored((16, 16)).numpy() for s in range(900)], 0
+    )
     np.testing.assert_allclose(masks, 0.25, atol=0.07)
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_genesis.corruption import RECIPES, corrupt, corrupt_batch, draw, flipped, make_pair, replay, to_restore
+from nnunet_genesis.corruption import RECIPES, corrupt, corrupt_batch, draw, flipped, make_pair, replay
 from nnunet_genesis.errors import DatasetError
 from tests.corruption.reference import SPATIAL, bits, dtypes, noise, ordered, seeds, shapes
 

@@ -7,7 +7,19 @@ from hypothesis import given, settings
 
 from nnunet_genesis.corruption import RECIPES
 from nnunet_genesis.corruption.shuffling import Shuffle, Shuffling
-from tests.corruption.reference import SPATIAL, WAYS, bits, dtypes, in_batch, noise, on_cpu, ordered, seeds, shapes, shuffled
+from tests.corruption.reference import (
+    SPATIAL,
+    WAYS,
+    bits,
+    dtypes,
+    in_batch,
+    noise,
+    on_cpu,
+    ordered,
+    seeds,
+    shapes,
+    shuffled,
+)
 
 MANY = Shuffling(windows=500, extent=0.1, cover=9.0)
 
@@ -69,7 +81,7 @@ def test_it_agrees_with_the_plain_telling(shape):
 
 @pytest.mark.parametrize("shuffle", WAYS)
 def test_every_permutation_of_a_window_is_equally_likely(shuffle):
-    window = np.array([[[3, 5], [2, 4]]], dtype=np.int32)  # 2 × 2 voxels: 24 permutations
+    window = np.array([[[3, 5], [2, 4]]], dtype=np.int32)  # four voxels: 24 permutations
     channel, counts = torch.zeros(6, 6), {}
     channel[3:5, 2:4] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     generator = rng(0)
