@@ -24,7 +24,7 @@ from nnunet_genesis.datasets import channel_names
 from nnunet_genesis.errors import DatasetError, one_line
 from nnunet_genesis.figures import pretraining_progress, restoration_sheet
 from nnunet_genesis.files import write_json
-from nnunet_genesis.patches import TRAINING, VALIDATION, PatchBatches, corrupted_on, load, pad, ranked
+from nnunet_genesis.patches import TRAINING, VALIDATION, PatchBatches, corrupted_ahead, load, pad, ranked
 from nnunet_genesis.restoration import RestorationLoss, freeze_unused_heads, mean_errors, restoration_errors
 from nnunet_genesis.settings import PretrainingSettings
 from nnunet_genesis.training import check_before_training, volumes_folder
@@ -141,6 +141,8 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         numbers = itertools.count(self.current_epoch * self.num_iterations_per_epoch)
         compile_loops()
         train = load(self._batches(training, TRAINING), numbers, workers, self.device.type == "cuda")
+        if self.corrupts_on_device:
+            train = corrupted_ahead(self.device, train)
         repeated = itertools.cycle(range(self.num_val_iterations_per_epoch))
         # validation is always corrupted by the workers: its patches are the same ones whatever the device
         held_out = self._batches(validation, VALIDATION)
@@ -169,10 +171,6 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         """Whether training patches are corrupted in batches, by the device that trains."""
         choice = self.settings.corrupt_on
         return choice == "device" or (choice == "auto" and self.device.type == "cuda")
-
-    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """As in nnU-Net, on patches that are corrupted here unless the workers have done it."""
-        return super().train_step(corrupted_on(self.device, batch) if "drawn" in batch else batch)  # type: ignore[no-any-return]
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """As in nnU-Net; AdamW's step counters stay on the CPU, where it reads them without waiting for the GPU."""

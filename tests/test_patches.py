@@ -11,8 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunet_genesis.corruption import RECIPES
-from nnunet_genesis.patches import TRAINING, VALIDATION, PatchBatches, corrupted_on, load, pad, random_crop
+from nnunet_genesis.patches import (
+    TRAINING,
+    VALIDATION,
+    PatchBatches,
+    corrupted_ahead,
+    corrupted_on,
+    load,
+    pad,
+    random_crop,
+)
 
+CPU = torch.device("cpu")
 PLAIN = RECIPES["paper"].without()
 
 
@@ -90,7 +100,7 @@ def test_patches_are_corrupted_on_the_device_without_their_padding(recipe, patch
         wanted = batches(VOLUMES, patch_size, **changes)[number]
         raw = batches(VOLUMES, patch_size, corrupt=False, **changes)[number]
         assert "data" not in raw
-        made = corrupted_on(torch.device("cpu"), raw)
+        made = corrupted_on(CPU, raw)
         assert made["keys"] == wanted["keys"]
         assert torch.equal(made["target"].isnan(), wanted["target"].isnan())
         torch.testing.assert_close(made["target"], wanted["target"], equal_nan=True, rtol=0, atol=0)
@@ -100,11 +110,20 @@ def test_patches_are_corrupted_on_the_device_without_their_padding(recipe, patch
 
 def test_what_was_drawn_travels_from_workers_to_the_device():
     alone = [batches(VOLUMES, corrupt=False, recipe=RECIPES["released"])[n] for n in range(4)]
-    sent = itertools.islice(
-        load(batches(VOLUMES, corrupt=False, recipe=RECIPES["released"]), itertools.count(), 2, False), 4
-    )
-    for one, other in zip(alone, sent, strict=True):
-        assert same(*(corrupted_on(torch.device("cpu"), batch) for batch in (one, other)))
+    sent = load(batches(VOLUMES, corrupt=False, recipe=RECIPES["released"]), itertools.count(), 2, False)
+    made = itertools.islice(corrupted_ahead(CPU, sent), 4)
+    assert all(same(corrupted_on(CPU, one), other) for one, other in zip(alone, made, strict=True))
+
+
+def test_what_goes_wrong_ahead_is_not_lost():
+    def broken():
+        yield batches(VOLUMES, corrupt=False)[0]
+        raise OSError("the disk is gone")
+
+    ahead = corrupted_ahead(CPU, broken())
+    assert "data" in next(ahead)
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(ahead)
 
 
 @settings(max_examples=40, deadline=None)
