@@ -126,6 +126,8 @@ def _add_plan(commands: Any) -> None:
         "--recipe", default=DEFAULT_RECIPE, choices=list(RECIPES), help="values to start from (%(default)s)"
     )
     _add_settings(recipe, Recipe)
+    for name, corruption in RECIPES["paper"].corruptions.items():
+        _add_settings(parser.add_argument_group(f"corruption: {name}"), type(corruption), prefix=f"{name}_")
 
 
 def _plan(chosen: argparse.Namespace) -> int:
@@ -134,7 +136,9 @@ def _plan(chosen: argparse.Namespace) -> int:
     from nnunet_genesis.planning import plan_from_template, plan_like
     from nnunet_genesis.settings import PretrainingSettings
 
-    recipe = Recipe(**(RECIPES[chosen.recipe].block() | _given(chosen, Recipe)))
+    base = RECIPES[chosen.recipe]
+    blocks = {name: _given(chosen, type(block), f"{name}_") for name, block in base.corruptions.items()}
+    recipe = base.updated({**_given(chosen, Recipe), **blocks}, "the flags")
     settings = PretrainingSettings(**_given(chosen, PretrainingSettings), recipe=recipe)
     dataset = dataset_name(chosen.d)
     if chosen.template:
@@ -249,16 +253,16 @@ def _add_processes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-np", type=int, default=4, metavar="N", help="number of processes (%(default)s)")
 
 
-def _add_settings(parser: Any, kind: Any, names: Iterable[str] = ()) -> None:
-    """One flag per declared setting: `--shuffle-windows` for `shuffle_windows`; the default is not filled in."""
+def _add_settings(parser: Any, kind: Any, names: Iterable[str] = (), prefix: str = "") -> None:
+    """One flag per declared setting: `--cutout-windows` for `windows` of `cutout_`; the default is not filled in."""
     for declared in fields(kind):
         if "text" not in declared.metadata or (names and declared.name not in names):
             continue
         default: Any = declared.default
         pair = isinstance(default, tuple)
         parser.add_argument(
-            FLAGS.get(declared.name, "--" + declared.name.replace("_", "-")),
-            dest=declared.name,
+            FLAGS.get(declared.name, "--" + (prefix + declared.name).replace("_", "-")),
+            dest=prefix + declared.name,
             default=argparse.SUPPRESS,
             type=type(default[0]) if pair else type(default),
             nargs=2 if pair else None,
@@ -274,10 +278,10 @@ def _placeholder(declared: Any) -> Any:
     return None if declared.metadata["choices"] else "X" if isinstance(declared.default, float) else "N"
 
 
-def _given(chosen: argparse.Namespace, kind: Any) -> dict[str, Any]:
+def _given(chosen: argparse.Namespace, kind: Any, prefix: str = "") -> dict[str, Any]:
     """The settings of one kind that were given as flags."""
-    return {declared.name: getattr(chosen, declared.name) for declared in fields(kind) if declared.name in chosen
-            and "text" in declared.metadata}  # fmt: skip
+    names = [declared.name for declared in fields(kind) if "text" in declared.metadata]
+    return {name: getattr(chosen, prefix + name) for name in names if prefix + name in chosen}
 
 
 def _left_out(reasons: dict[str, str], advice: str) -> int:
