@@ -77,7 +77,9 @@ def plan_from_template(dataset: str, template: str, plans_name: str, settings: P
                 f"The template {template} has no intensity statistics for the CT channel {number}, which nnU-Net's CT "
                 "normalisation needs. Use --like with a planned CT dataset."
             )
-    schemes = {scheme for block in plans["configurations"].values() for scheme in block.get("normalization_schemes", [])}
+    schemes = {
+        scheme for block in plans["configurations"].values() for scheme in block.get("normalization_schemes", [])
+    }
     foreign = [channel for channel in channels if channel.casefold() != "ct"]
     if "CTNormalization" in schemes and foreign:
         raise DatasetError(

@@ -19,7 +19,8 @@ def fit(
     """Build the network, without memory for its weights, and compare names and shapes.
 
     The encoder must be complete. Heads may be missing, and the decoder too, in whole or in part. Kernels of decoder
-    convolutions may differ: nnU-Net v1 gave them those of the next lower resolution.
+    convolutions may differ: nnU-Net v1 gave them those of the next lower resolution. Tensors outside encoder and
+    decoder are left out.
 
     Args:
         weights: One name per tensor.
@@ -41,8 +42,9 @@ def fit(
     missing = [name for name in groups if name not in weights]
     needed = [name for name in missing if name.startswith("encoder.")]
     wrong = [name for name in groups if name in weights and not _fits(name, weights[name], tensors[name])]
-    if needed or wrong:
-        raise CheckpointError(_disagreement(block, needed, wrong, weights, tensors))
+    strange = [name for name in weights if name not in groups and name.startswith(("encoder.", "decoder."))]
+    if needed or wrong or strange:
+        raise CheckpointError(_disagreement(block, needed, wrong, strange, weights, tensors))
     complete = {alias: weights[name] for name, names in groups.items() if name in weights for alias in names}
     return complete, block, channels, _remarks(weights, groups, missing, tensors)
 
@@ -77,6 +79,7 @@ def _disagreement(
     block: dict[str, Any],
     missing: list[str],
     wrong: list[str],
+    strange: list[str],
     weights: Mapping[str, torch.Tensor],
     tensors: Mapping[str, torch.Tensor],
 ) -> str:
@@ -85,8 +88,8 @@ def _disagreement(
         first = wrong[0]
         example = f"{first} has shape {tuple(weights[first].shape)} in place of {tuple(tensors[first].shape)}"
     else:
-        example = f"{missing[0]} is missing"
-    more = len(missing) + len(wrong) - 1
+        example = f"{missing[0]} is missing" if missing else f"{strange[0]} does not belong to it"
+    more = len(missing) + len(wrong) + len(strange) - 1
     return f"does not hold the {name} it seems to hold: {example}{f', and {more} more' if more else ''}."
 
 
@@ -107,5 +110,5 @@ def _remarks(
     if kernels:
         remarks.append(f"{len(kernels)} decoder convolutions have other kernels than nnU-Net v2 gives them")
     if left:
-        remarks.append(f"{len(left)} tensors belong to no known part and are not used, e.g. {left[0]}")
+        remarks.append(f"{len(left)} tensors belong neither to encoder nor decoder and are not used, e.g. {left[0]}")
     return tuple(remarks)

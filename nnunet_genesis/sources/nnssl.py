@@ -30,26 +30,27 @@ def plan_of(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any],
     """
     try:
         plan = content[MARK]
-        described = plan["architecture_plans"]
-        name = described["arch_class_name"]
-        if name in PRESETS:
-            # ResEnc-L: Isensee et al., nnU-Net Revisited, MICCAI 2024
-            architecture = unet(RESIDUAL, [32, 64, 128, 256, 320, 320], [[3] * 3] * 6, [[1] * 3, *[[2] * 3] * 5],
-                                [1, 3, 4, 6, 6, 6], [1] * 5)  # fmt: skip
-        elif name in DYNAMIC and described["arch_kwargs"]:
-            architecture = {
-                "network_class_name": DYNAMIC[name],
-                "arch_kwargs": plain(described["arch_kwargs"]),
-                "_kw_requires_import": list(described["arch_kwargs_requiring_import"] or ()),
-            }
-        else:
-            raise CheckpointError(
-                f"is an nnssl checkpoint of {str(name)[:60]}; only convolutional U-Nets are read: "
-                f"{', '.join([*PRESETS, *DYNAMIC])}."
-            )
-        return architecture, _facts(plan, content), str(plan["key_to_encoder"])
+        name, arguments = (plan["architecture_plans"][key] for key in ("arch_class_name", "arch_kwargs"))
+        facts, encoder = _facts(plan, content), str(plan["key_to_encoder"])
+        imports = list(plan["architecture_plans"]["arch_kwargs_requiring_import"] or ())
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CheckpointError("has an incomplete nnssl adaptation plan.") from None
+    if name in PRESETS:
+        # ResEnc-L: Isensee et al., nnU-Net Revisited, MICCAI 2024
+        architecture = unet(RESIDUAL, [32, 64, 128, 256, 320, 320], [[3] * 3] * 6, [[1] * 3, *[[2] * 3] * 5],
+                            [1, 3, 4, 6, 6, 6], [1] * 5)  # fmt: skip
+    elif name in DYNAMIC and arguments:
+        architecture = {
+            "network_class_name": DYNAMIC[name],
+            "arch_kwargs": plain(arguments),
+            "_kw_requires_import": imports,
+        }
+    else:
+        raise CheckpointError(
+            f"is an nnssl checkpoint of {str(name)[:60]}; only convolutional U-Nets are read: "
+            f"{', '.join([*PRESETS, *DYNAMIC])}."
+        )
+    return architecture, facts, encoder
 
 
 def to_nnunet(weights: Mapping[str, torch.Tensor], encoder: str) -> dict[str, torch.Tensor]:
@@ -62,16 +63,12 @@ def to_nnunet(weights: Mapping[str, torch.Tensor], encoder: str) -> dict[str, to
     inner = encoder.removesuffix("stages")
     outer = inner.removesuffix("encoder.")
     if not inner:
-        return {f"encoder.{name}": tensor for name, tensor in weights.items()}
+        own = ("stages.", "stem.")
+        return {f"encoder.{name}" if name.startswith(own) else name: tensor for name, tensor in weights.items()}
     return {
         f"encoder.{name.removeprefix(inner)}" if name.startswith(inner) else name.removeprefix(outer): tensor
         for name, tensor in weights.items()
     }
-
-
-def has_skips(content: Mapping[str, Any]) -> bool:
-    """Whether the decoder is a U-Net's; without skips its weights fit none."""
-    return bool(content[MARK]["architecture_plans"]["arch_class_name"] != "NoSkipResEncL")
 
 
 def _facts(plan: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:

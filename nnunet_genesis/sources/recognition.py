@@ -87,10 +87,13 @@ def _from_nnssl(weights: dict[str, torch.Tensor], content: Mapping[str, Any]) ->
     architecture, facts, encoder = nnssl.plan_of(content)
     tensors = canonical(nnssl.to_nnunet(weights, encoder))
     notes: tuple[str, ...] = ()
-    if not nnssl.has_skips(content):
-        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("encoder.")}
-        notes = ("its decoder has no skips and is left out",)
-    complete, block, channels, remarks = fit(tensors, architecture)
+    try:
+        complete, block, channels, remarks = fit(tensors, architecture)
+    except CheckpointError as error:
+        # some of its methods have decoders of their own, e.g. without skips
+        encoder_only = {name: tensor for name, tensor in tensors.items() if name.startswith("encoder.")}
+        complete, block, channels, remarks = fit(encoder_only, architecture)
+        notes = (f"its decoder is not a U-Net's and is left out: the file {error}",)
     trainer = str(content.get("trainer_name") or "unknown trainer")
     return Source(f"nnssl ({trainer})", complete, block, channels, notes=notes + remarks, **facts)
 

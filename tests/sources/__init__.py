@@ -16,5 +16,5 @@ def build(source: Source | dict[str, Any], classes: int, channels: int = 1, deep
     channels = source.input_channels if isinstance(source, Source) else channels
     return get_network_from_plans(
         block["network_class_name"], block["arch_kwargs"], block["_kw_requires_import"], channels, classes,
-        allow_init=True, deep_supervision=deep_supervision,
+        allow_init=False, deep_supervision=deep_supervision,
     )  # fmt: skip
