@@ -77,13 +77,11 @@ def plan_from_template(dataset: str, template: str, plans_name: str, settings: P
                 f"The template {template} has no intensity statistics for the CT channel {number}, which nnU-Net's CT "
                 "normalisation needs. Use --like with a planned CT dataset."
             )
-    schemes = {
-        scheme for block in plans["configurations"].values() for scheme in block.get("normalization_schemes", [])
-    }
+    schemes = [block.get("normalization_schemes", []) for block in plans["configurations"].values()]
     foreign = [channel for channel in channels if channel.casefold() != "ct"]
-    if "CTNormalization" in schemes and foreign:
+    if foreign and any("CTNormalization" in used for used in schemes):
         raise DatasetError(
-            f"The template {template} normalises CT; the channel {foreign[0]} is not CT. Use another template, or --like."
+            f"The template {template} normalises CT; the channel {foreign[0]} is not CT. Use another one, or --like."
         )
     plans = copy.deepcopy(plans)
     every = {str(number): statistics.get(str(number), {}) for number in range(len(channels))}

@@ -17,6 +17,9 @@ from nnunet_genesis.sources.source import Source
 CONTAINERS = ("network_weights", "state_dict", "model_state_dict", "model")
 """Keys below which trainings keep the state dict."""
 
+LUNA16_STRIDES = [[1, 1, 1], *[[2, 2, 2]] * 4, [1, 2, 2]]
+"""Of genesis_nnunet_luna16_006.model, which comes without plans."""
+
 
 def recognise(content: Mapping[str, Any], sidecar: Mapping[str, Any] | None = None) -> Source:
     """Bring a checkpoint of any known kind into one form.
@@ -63,10 +66,10 @@ def _from_v1(weights: dict[str, torch.Tensor], content: Mapping[str, Any], sidec
     facts = v1.facts_of_plans(sidecar) if sidecar is not None else {}
     architecture, assumed = derive(tensors)
     complete, block, channels, remarks = fit(tensors, architecture)
-    if "lr_scheduler_state_dict" not in content and sidecar is None:
+    if "lr_scheduler_state_dict" not in content and architecture["arch_kwargs"]["strides"] == LUNA16_STRIDES:
         assumed += (
-            "without plans, as genesis_nnunet_luna16_006.model is: that one was trained on CT, (HU + 775.8457) / "
-            "251.9326, patches of 64x64x32 with axes x, y, z",
+            "looks like genesis_nnunet_luna16_006.model; that one was trained on CT, (HU + 775.8457) / 251.9326, patches "
+            "of 64x64x32 with axes x, y, z",
         )
     return Source("nnU-Net v1 (Generic_UNet)", complete, block, channels, notes=assumed + remarks,
                   **_agreeing(facts, channels))  # fmt: skip

@@ -78,6 +78,7 @@ def test_kernels_of_the_decoder_are_kept_as_v1_has_them():
     source = recognise({"state_dict": generic_unet([4, 6, 8], pools, kernels)})
     assert source.architecture["arch_kwargs"]["kernel_sizes"] == kernels
     assert source.weights["decoder.stages.1.convs.0.conv.weight"].shape == (4, 8, 3, 3, 3)
+    assert len(source.notes) == 1
     assert source.notes[-1] == "2 decoder convolutions have other kernels than nnU-Net v2 gives them"
 
 
@@ -99,6 +100,13 @@ def test_the_plans_beside_it_tell_channels_patch_and_normalisation(tmp_path: Pat
     assert source.channels == ["CT", "MR"]
     assert source.normalisation == ["CTNormalization", "ZScoreNormalization"]
     assert (source.patch_size, source.spacing) == ([64, 96, 96], [2.0, 0.8, 0.8])
+
+
+def test_channel_names_only_where_their_number_is_the_networks(tmp_path: Path):
+    path = genesis_file(tmp_path / "cascade.model", generic_unet([4, 6], [[1, 2, 2]], channels=3))
+    path.with_name("cascade.model.pkl").write_bytes(pickle.dumps(sidecar()))
+    source = read_source(path)
+    assert (source.channels, source.patch_size) == (None, [64, 96, 96])
 
 
 def test_plans_that_would_run_code_are_refused_and_nothing_runs(tmp_path: Path):

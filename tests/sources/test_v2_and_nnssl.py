@@ -75,6 +75,12 @@ def test_nnunet_v2_with_any_wrapper(tmp_path: Path, template, configuration, pre
     assert all(torch.equal(source.weights[name], tensor) for name, tensor in weights.items())
 
 
+def test_a_compiled_part_of_the_network():
+    weights = stock(small_plans())["network_weights"]
+    compiled = {name.replace("encoder.stages.", "encoder._orig_mod.stages."): t for name, t in weights.items()}
+    assert set(recognise(compiled).weights) == set(weights)
+
+
 def test_a_configuration_that_inherits_and_plans_of_2023(tmp_path: Path):
     plans = small_plans()
     plans["configurations"]["larger"] = {"inherits_from": "3d_fullres", "patch_size": [64, 64, 64]}
