@@ -68,8 +68,8 @@ def _from_v1(weights: dict[str, torch.Tensor], content: Mapping[str, Any], sidec
     complete, block, channels, remarks = fit(tensors, architecture)
     if "lr_scheduler_state_dict" not in content and architecture["arch_kwargs"]["strides"] == LUNA16_STRIDES:
         assumed += (
-            "looks like genesis_nnunet_luna16_006.model; that one was trained on CT, (HU + 775.8457) / 251.9326, patches "
-            "of 64x64x32 with axes x, y, z",
+            "looks like genesis_nnunet_luna16_006.model; that one was trained on CT, (HU + 775.8457) / 251.9326, "
+            "patches of 64x64x32 with axes x, y, z",
         )
     return Source("nnU-Net v1 (Generic_UNet)", complete, block, channels, notes=assumed + remarks,
                   **_agreeing(facts, channels))  # fmt: skip

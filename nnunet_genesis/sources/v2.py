@@ -20,7 +20,7 @@ def plans_of(content: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     try:
         given = content["init_args"]
         # resolves "inherits_from", and the way in which plans of 2023 describe networks
-        manager = PlansManager(given["plans"]).get_configuration(given["configuration"])
+        manager = PlansManager(dict(given["plans"])).get_configuration(given["configuration"])
         names = given["dataset_json"]["channel_names"]
         facts = {
             "channels": [str(names[key]) for key in sorted(names, key=int)],
