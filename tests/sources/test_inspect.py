@@ -56,7 +56,10 @@ def test_it_says_what_is_assumed(tmp_path: Path, genesis, capsys, content, messa
         ({"state_dict": {"encoder.patch_embed.proj.weight": torch.ones(2)}}, "holds weights of a vision transformer"),
         ({"model": {"module.eva.norm.weight": torch.ones(2)}}, "holds weights of Primus"),
         ({"init_args": {"plans": {}}, "state_dict": {"encoder.a": torch.ones(1)}}, "has incomplete plans inside"),
-        ({"init_args": {"plans": "plans.json"}, "state_dict": {"encoder.a": torch.ones(1)}}, "has incomplete plans inside"),
+        (
+            {"init_args": {"plans": "plans.json"}, "state_dict": {"encoder.a": torch.ones(1)}},
+            "has incomplete plans inside",
+        ),
         ([1, 2], "holds a list, not a checkpoint"),
     ],
 )

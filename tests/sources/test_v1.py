@@ -85,7 +85,7 @@ def test_kernels_of_the_decoder_are_kept_as_v1_has_them():
 def sidecar(**changes) -> OrderedDict:
     """The content of a `.model.pkl`, as v1 writes it."""
     stage = {"patch_size": np.array([64, 96, 96]), "current_spacing": np.array([2.0, 0.8, 0.8]), "batch_size": 2}
-    plans = {"plans_per_stage": OrderedDict({0: stage}), "modalities": {0: "CT", 1: "MR"},
+    plans = {"plans_per_stage": OrderedDict({0: stage, 1: {}}), "modalities": {1: "MR", 0: "CT"},
              "normalization_schemes": OrderedDict({0: "CT", 1: "nonCT"})}  # fmt: skip
     init = ("plans.pkl", 0, "out", "in", False, 0, True, False, True)
     return OrderedDict(init=init, name="nnUNetTrainerV2", plans=plans) | changes
