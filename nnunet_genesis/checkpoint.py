@@ -18,8 +18,9 @@ from torch import nn
 
 from nnunet_genesis.errors import CheckpointError
 from nnunet_genesis.files import written_atomically
-from nnunet_genesis.sources import Source, recognise
+from nnunet_genesis.sources import recognise
 from nnunet_genesis.sources.names import without_wrappers
+from nnunet_genesis.transfer import Source
 
 HARMLESS = {
     "collections": ("OrderedDict",),

@@ -9,20 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnunet_genesis.checkpoint import network_weights, read_checkpoint, versions
+from nnunet_genesis.checkpoint import read_source, versions
 from nnunet_genesis.datasets import (
-    channel_names,
     check_configuration,
     preprocessed_folder,
     read_dataset_json,
     read_plans,
     refuse_foreign_plans,
 )
-from nnunet_genesis.errors import CheckpointError, TransferError
+from nnunet_genesis.errors import TransferError
 from nnunet_genesis.files import read_json, sha256, write_json, written_atomically
 from nnunet_genesis.settings import FineTuningSettings
-from nnunet_genesis.transfer import Ledger, Source, match
-from nnunet_genesis.transfer.channels import PREVIOUS_STAGE
+from nnunet_genesis.sources.v2 import input_channels
+from nnunet_genesis.transfer import Ledger, match
 
 SCHEDULE = ("epochs", "iterations", "warmup", "learning_rate")
 """The settings of fine-tuning that a user chooses when transferring."""
@@ -59,7 +58,8 @@ def transfer(
     same preprocessed data. The weights file also serves stock `nnUNetv2_train -pretrained_weights`.
 
     Args:
-        checkpoint: nnU-Net v2 checkpoint; None writes plans that train from scratch with the same settings.
+        checkpoint: Of any kind that `read_source` knows; None writes plans that train from scratch with the same
+            settings.
         dataset: Name of the target dataset.
         plans_name: Its plans.
         configuration: Configuration whose network receives the weights.
@@ -127,39 +127,6 @@ def target_network(
             deep_supervision=True,
         )
     return network, channels
-
-
-def input_channels(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> list[str]:
-    """Names of a network's input channels; in a cascade's second stage the labels of the first come last."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    manager, names = PlansManager(plans), channel_names(dataset_json)
-    if manager.get_configuration(configuration).previous_stage_name is None:
-        return names
-    return names + [f"{PREVIOUS_STAGE}{label}" for label in manager.get_label_manager(dataset_json).foreground_labels]
-
-
-def read_source(path: Path) -> Source:
-    """Weights, architecture and channel names of a checkpoint of nnU-Net v2.
-
-    Raises:
-        CheckpointError: It cannot be read, or does not say which network or channels it was trained with.
-    """
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    content = read_checkpoint(path)
-    weights = network_weights(content, path)
-    try:
-        arguments = content["init_args"]
-        plans, configuration, dataset_json = (arguments[key] for key in ("plans", "configuration", "dataset_json"))
-        channels = input_channels(plans, configuration, dataset_json)
-        architecture = dict(PlansManager(plans).get_configuration(configuration).configuration["architecture"])
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
-        raise CheckpointError(
-            f'{path} does not say which network it holds or which channels it was trained on: "init_args" lacks '
-            f"plans, configuration or dataset_json, or they cannot be read ({' '.join(repr(error).split())[:120]})."
-        ) from None
-    return Source(weights, architecture, channels)
 
 
 def _write_weights(network: nn.Module, ledger: Ledger, checkpoint: Path, path: Path) -> None:

@@ -49,6 +49,7 @@ class Encoder(nn.Module):
     def __init__(self, inputs: int, features: Sequence[int], strides: Sequence[Size]) -> None:
         """Channels of the image, and per stage its width and the pooling before it."""
         super().__init__()
+        self.strides = [tuple(stride) for stride in strides]
         before = [inputs, *features[:-1]]
         # nnU-Net keeps the convolutions of a stage in a sequence of one: the same names here
         self.stages = nn.ModuleList(

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
-from nnunet_genesis.errors import CheckpointError
+from nnunet_genesis.errors import CheckpointError, TransferError
 from nnunet_genesis.sources.architectures import STEM, checked, unknown
+from nnunet_genesis.transfer.architecture import skeleton
 from nnunet_genesis.transfer.names import name_groups
 
 HEADS = ".seg_layers."
@@ -41,7 +41,11 @@ def fit(
     if stem is None or stem.ndim < 4:
         raise CheckpointError(unknown(weights))
     channels = stem.shape[1]
-    tensors, groups = _empty_network(block, channels, _classes(weights))
+    try:
+        network = skeleton(block, channels, _classes(weights))
+    except TransferError as error:
+        raise CheckpointError(f"describes a network that cannot be built. {error}") from None
+    tensors, groups = network.state_dict(), name_groups(network)
     missing = [name for name in groups if name not in weights]
     needed = [name for name in missing if name.startswith("encoder.")]
     wrong = [name for name in groups if name in weights and not _fits(name, weights[name], tensors[name])]
@@ -50,22 +54,6 @@ def fit(
         raise CheckpointError(_disagreement(block, needed, wrong, strange, weights, tensors))
     complete = {alias: weights[name] for name, names in groups.items() if name in weights for alias in names}
     return complete, block, channels, _remarks(weights, groups, missing, tensors)
-
-
-def _empty_network(block: dict[str, Any], channels: int, classes: int) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Tensors without values, and groups of names, of the network that nnU-Net builds."""
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
-    try:
-        with torch.device("meta"):
-            network: nn.Module = get_network_from_plans(
-                block["network_class_name"], block["arch_kwargs"], block["_kw_requires_import"], channels, classes,
-                allow_init=False, deep_supervision=True,
-            )  # fmt: skip
-    except (TypeError, ValueError, AssertionError, RuntimeError, LookupError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise CheckpointError(f"describes a network that nnU-Net cannot build ({reason}).") from None
-    return network.state_dict(), name_groups(network)
 
 
 def _classes(weights: Mapping[str, torch.Tensor]) -> int:

@@ -12,7 +12,7 @@ from nnunet_genesis.sources import nnssl, original, v1, v2
 from nnunet_genesis.sources.architectures import ORIGINAL, derive
 from nnunet_genesis.sources.fitting import fit
 from nnunet_genesis.sources.names import canonical, without_wrappers
-from nnunet_genesis.sources.source import Source
+from nnunet_genesis.transfer import Source
 
 CONTAINERS = ("network_weights", "state_dict", "model_state_dict", "model")
 """Keys below which trainings keep the state dict."""
@@ -71,7 +71,7 @@ def _from_v1(weights: dict[str, torch.Tensor], content: Mapping[str, Any], sidec
             "looks like genesis_nnunet_luna16_006.model; that one was trained on CT, (HU + 775.8457) / 251.9326, "
             "patches of 64x64x32 with axes x, y, z",
         )
-    return Source("nnU-Net v1 (Generic_UNet)", complete, block, channels, notes=assumed + remarks,
+    return Source(complete, block, channels, format="nnU-Net v1 (Generic_UNet)", notes=assumed + remarks,
                   **_agreeing(facts, channels))  # fmt: skip
 
 
@@ -83,7 +83,8 @@ def _from_original(weights: dict[str, torch.Tensor]) -> Source:
     complete, block, channels, remarks = fit(tensors, architecture)
     known = ("the published weights were trained on CT, HU -1000 to 1000 scaled to 0 to 1, patches of 64x64x32 with "
              "axes x, y, z",)  # fmt: skip
-    return Source("Models Genesis (original 3D U-Net)", complete, block, channels, notes=assumed + known + remarks)
+    kind = "Models Genesis (original 3D U-Net)"
+    return Source(complete, block, channels, format=kind, notes=assumed + known + remarks)
 
 
 def _from_nnssl(weights: dict[str, torch.Tensor], content: Mapping[str, Any]) -> Source:
@@ -98,7 +99,7 @@ def _from_nnssl(weights: dict[str, torch.Tensor], content: Mapping[str, Any]) ->
         complete, block, channels, remarks = fit(encoder_only, architecture)
         notes = (f"its decoder is not a U-Net's and is left out: the file {error}",)
     trainer = str(content.get("trainer_name") or "unknown trainer")
-    return Source(f"nnssl ({trainer})", complete, block, channels, notes=notes + remarks, **facts)
+    return Source(complete, block, channels, format=f"nnssl ({trainer})", notes=notes + remarks, **facts)
 
 
 def _from_v2(tensors: dict[str, torch.Tensor], content: Mapping[str, Any]) -> Source:
@@ -110,14 +111,14 @@ def _from_v2(tensors: dict[str, torch.Tensor], content: Mapping[str, Any]) -> So
         # trainers may build another network than the plans say, e.g. with batch normalisation
         note = f"its plans describe another network, which is not used: it {error}"
         return _derived(tensors, kind, facts, note)
-    return Source(kind, complete, block, channels, notes=remarks, **_agreeing(facts, channels))
+    return Source(complete, block, channels, format=kind, notes=remarks, **_agreeing(facts, channels))
 
 
 def _derived(tensors: dict[str, torch.Tensor], kind: str, facts: dict[str, Any], *notes: str) -> Source:
     architecture, assumed = derive(tensors)
     complete, block, channels, remarks = fit(tensors, architecture)
     how = "architecture derived from the tensors' shapes; LeakyReLU is assumed"
-    return Source(kind, complete, block, channels, notes=(*notes, how, *assumed, *remarks),
+    return Source(complete, block, channels, format=kind, notes=(*notes, how, *assumed, *remarks),
                   **_agreeing(facts, channels))  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Content of an nnU-Net v2 checkpoint → architecture in its plans, and facts about the input."""
+"""Plans and dataset.json of nnU-Net v2, in a checkpoint or not → architecture, and facts about the input."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from nnunet_genesis.errors import CheckpointError
 from nnunet_genesis.sources.architectures import plain
+from nnunet_genesis.transfer.channels import PREVIOUS_STAGE
 
 
 def plans_of(content: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -20,10 +21,10 @@ def plans_of(content: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     try:
         given = content["init_args"]
         # resolves "inherits_from", and the way in which plans of 2023 describe networks
-        manager = PlansManager(dict(given["plans"])).get_configuration(given["configuration"])
-        names = given["dataset_json"]["channel_names"]
+        plans = dict(given["plans"])
+        manager = PlansManager(plans).get_configuration(given["configuration"])
         facts = {
-            "channels": [str(names[key]) for key in sorted(names, key=int)],
+            "channels": input_channels(plans, given["configuration"], given["dataset_json"]),
             "patch_size": [int(size) for size in manager.patch_size],
             "spacing": [float(size) for size in manager.spacing],
             "normalisation": [str(scheme) for scheme in manager.normalization_schemes],
@@ -31,3 +32,14 @@ def plans_of(content: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         return plain(manager.configuration["architecture"]), facts
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError) as error:
         raise CheckpointError(f"has incomplete plans inside ({' '.join(str(error).split())[:100]}).") from None
+
+
+def input_channels(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]) -> list[str]:
+    """Names of a network's input channels; in a cascade's second stage the labels of the first come last."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager, given = PlansManager(dict(plans)), dataset_json["channel_names"]
+    names = [str(given[key]) for key in sorted(given, key=int)]
+    if manager.get_configuration(configuration).previous_stage_name is None:
+        return names
+    return names + [f"{PREVIOUS_STAGE}{label}" for label in manager.get_label_manager(dataset_json).foreground_labels]

@@ -1,9 +1,9 @@
-"""Weights, the `architecture` block of plans and channel names → a source, and its network without memory."""
+"""The `architecture` block of plans → its network without memory: shapes and names, no weights, nothing imported."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,30 +12,18 @@ from dynamic_network_architectures.building_blocks.residual import BasicBlockD, 
 from torch import nn
 
 from nnunet_genesis.errors import TransferError
+from nnunet_genesis.unet3d import UNet3D
 
-NETWORKS = {kind.__name__: kind for kind in (PlainConvUNet, ResidualEncoderUNet)}
+NETWORKS = {kind.__name__: kind for kind in (PlainConvUNet, ResidualEncoderUNet, UNet3D)}
 BLOCKS = {kind.__name__: kind for kind in (BasicBlockD, BottleneckD)}
+LAYER = re.compile(r"torch\.nn\.(modules\.[a-z]+\.)?[A-Z]\w*")
+"""Paths under which PyTorch's layers are found."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """What a checkpoint holds, whichever format it came in.
+def skeleton(architecture: Mapping[str, Any], channels: int, classes: int = 1) -> nn.Module:
+    """The network that an architecture block describes, on torch's meta device: shapes without memory.
 
-    Attributes:
-        weights: Names as in nnU-Net v2's networks → tensors; any of a tensor's names will do, and parts may be missing.
-        architecture: As in the plans of nnU-Net v2: `network_class_name`, `arch_kwargs`, `_kw_requires_import`.
-        channels: Names of the input channels.
-    """
-
-    weights: Mapping[str, torch.Tensor]
-    architecture: Mapping[str, Any]
-    channels: Sequence[str]
-
-
-def skeleton(architecture: Mapping[str, Any], channels: int) -> nn.Module:
-    """The network that an architecture block describes, on torch's meta device: shapes without memory, one class.
-
-    The block may come out of a foreign file, so only nnU-Net's two U-Nets and classes of `torch.nn` are looked up.
+    The block may come out of a foreign file, so only the known U-Nets and layers of `torch.nn` are looked up.
 
     Raises:
         TransferError: Another network or class is named, or the values do not make a network.
@@ -50,12 +38,12 @@ def skeleton(architecture: Mapping[str, Any], channels: int) -> nn.Module:
             "its architecture."
         ) from None
     if name not in NETWORKS:
-        raise TransferError(f"The checkpoint holds a {name}; weights are carried from {' and '.join(NETWORKS)} only.")
+        raise TransferError(f"The checkpoint holds a {name}; weights are carried from {', '.join(NETWORKS)} only.")
     values |= {key: _class(values[key]) for key in imports if values.get(key) is not None}
     values.pop("deep_supervision", None)
     try:
         with torch.device("meta"):
-            network: nn.Module = NETWORKS[name](input_channels=channels, num_classes=1, **values)
+            network: nn.Module = NETWORKS[name](input_channels=channels, num_classes=classes, **values)
     except (TypeError, ValueError, AssertionError, RuntimeError, IndexError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise TransferError(f"The {name} that the checkpoint describes cannot be built: {reason}.") from None
@@ -65,9 +53,9 @@ def skeleton(architecture: Mapping[str, Any], channels: int) -> nn.Module:
 def _class(name: Any) -> Any:
     """`torch.nn.modules.conv.Conv3d` → that class; nothing outside `torch.nn` and nnU-Net's two residual blocks."""
     last = str(name).rsplit(".", 1)[-1]
-    if str(name).startswith("dynamic_network_architectures.") and last in BLOCKS:
+    if last in BLOCKS and str(name) == f"{BLOCKS[last].__module__}.{last}":
         return BLOCKS[last]
-    found = getattr(nn, last, None) if str(name).startswith("torch.nn.") else None
+    found = getattr(nn, last, None) if LAYER.fullmatch(str(name)) else None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise TransferError(f"The checkpoint's architecture names {name}, which is no layer of torch.nn.")
     return found

@@ -88,7 +88,7 @@ class Layout:
 
 
 def describe(network: nn.Module) -> Layout:
-    """Walk a U-Net of nnU-Net (PlainConvUNet, ResidualEncoderUNet), on any device.
+    """Walk a U-Net of nnU-Net (PlainConvUNet, ResidualEncoderUNet) or the original UNet3D, on any device.
 
     Raises:
         TransferError: It is built in another way, or holds tensors that the description has no place for.
@@ -127,7 +127,7 @@ def _walk(network: Any, names: dict[int, str]) -> Iterator[Layer]:
         level = deepest - 1 - index
         yield _layer(Place("up", level), up, names)
         for block, module in enumerate(_blocks(stage)):
-            yield from _block(Place("decoder", level, block), module, names)
+            yield from _block(Place("decoder", level, block), module, names, 0 if block else up.out_channels)
     for index, head in enumerate(decoder.seg_layers):
         yield _layer(Place("head", deepest - 1 - index), head, names)
 
@@ -145,14 +145,15 @@ def _units(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield path, inner
 
 
-def _block(place: Place, block: nn.Module, names: dict[int, str]) -> Iterator[Layer]:
+def _block(place: Place, block: nn.Module, names: dict[int, str], raised: int = 0) -> Iterator[Layer]:
+    """The convolutions of a block; the first `raised` channels that it reads are up-sampled, the others a skip."""
     units = [(path.split(".")[0], unit) for path, unit in _units(block)]
     roles = [role for role, _ in units if role.startswith("conv")]
     for role, unit in units:
-        yield _layer(place._replace(role=role), unit, names, last=roles[-1:] == [role])
+        yield _layer(place._replace(role=role), unit, names, raised, last=roles[-1:] == [role])
 
 
-def _layer(place: Place, unit: Any, names: dict[int, str], last: bool = False) -> Layer:
+def _layer(place: Place, unit: Any, names: dict[int, str], raised: int = 0, last: bool = False) -> Layer:
     """Describe a bare convolution or a unit with `conv` and `norm`."""
     conv = unit if isinstance(unit, _ConvNd) else unit.conv
     tensors = {role: names[id(tensor)] for role, tensor in conv.state_dict(keep_vars=True).items()}
@@ -160,8 +161,7 @@ def _layer(place: Place, unit: Any, names: dict[int, str], last: bool = False) -
     if norm is not None:
         tensors |= {f"norm.{role}": names[id(tensor)] for role, tensor in norm.state_dict(keep_vars=True).items()}
     width, reads = int(conv.out_channels), int(conv.in_channels)
-    concatenated = place.side == "decoder" and place.block == 0
-    inputs = (width, reads - width) if concatenated else (reads,)
+    inputs = (raised, reads - raised) if 0 < raised < reads else (reads,)
     return Layer(place, _lifted(conv.kernel_size), _lifted(conv.stride), inputs, width, tensors, last)
 
 
@@ -176,7 +176,9 @@ def _operations(network: nn.Module) -> tuple[str, ...]:
     found = set()
     for _, unit in _units(network):
         steps = [
-            step for step in unit.all_modules if not isinstance(step, _ConvNd) and "Drop" not in type(step).__name__
+            step
+            for step in getattr(unit, "all_modules", ())
+            if not isinstance(step, _ConvNd) and "Drop" not in type(step).__name__
         ]
         found.add(", ".join(map(_operation, steps)))
     for path, module in network.named_modules():

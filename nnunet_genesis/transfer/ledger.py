@@ -40,7 +40,7 @@ class Ledger:
         unused: Names of source tensors without a use, segmentation heads aside → number of parameters.
         source_parameters: Parameters of the source, segmentation heads aside.
         limits: What is not as in the source → the parts where.
-        remarks: Stages aligned at another resolution.
+        remarks: What was assumed about the source, stages aligned at another resolution, how channels were matched.
     """
 
     lines: list[Line] = field(default_factory=list)

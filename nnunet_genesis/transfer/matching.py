@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from nnunet_genesis.errors import TransferError
-from nnunet_genesis.transfer.architecture import Source, skeleton
+from nnunet_genesis.transfer.architecture import skeleton
 from nnunet_genesis.transfer.carrying import INITIALISED, Outcome, carry, start_anew, start_passing_on
 from nnunet_genesis.transfer.channels import channel_limit, channel_mixture
 from nnunet_genesis.transfer.differences import differences, resampled
 from nnunet_genesis.transfer.layout import HEADS, STEM, Layer, Layout, Place, describe
 from nnunet_genesis.transfer.ledger import Ledger, Line
 from nnunet_genesis.transfer.names import effective
+from nnunet_genesis.transfer.source import Source
 
 NO_TWIN = "no such convolution in the checkpoint's block"
 
@@ -35,18 +36,17 @@ def match(source: Source, network: nn.Module, channels: Sequence[str], resize_wi
     Raises:
         TransferError: The networks are of different families, or the source contradicts itself.
     """
-    given, wanted = describe(skeleton(source.architecture, len(source.channels))), describe(network)
+    given, wanted = describe(skeleton(source.architecture, source.input_channels)), describe(network)
     refuse_other_family(given, wanted)
     if wanted.layers[Place(STEM, 0)].inputs != (len(channels),):
         raise TransferError(f"{len(channels)} names for {wanted.layers[Place(STEM, 0)].inputs[0]} input channels.")
     held = {place: _held(layer, given, source) for place, layer in given.layers.items()}
-    mixture, rule = channel_mixture(source.channels, channels)
-    target, ledger = network.state_dict(), Ledger(remarks=resampled(given, wanted))
-    if [name.casefold() for name in source.channels] != [name.casefold() for name in channels]:
-        ledger.remarks.append(f"input channels {', '.join(channels)} for {', '.join(source.channels)}: {rule}")
+    mixture, rule = channel_mixture(source.channel_labels, channels)
+    target, ledger = network.state_dict(), Ledger(remarks=[*source.notes, *resampled(given, wanted)])
+    ledger.remarks += _channel_remark(source, channels, rule)
     for text, part in differences(given, wanted):
         _limit(ledger, text, part)
-    _limit(ledger, channel_limit(mixture, source.channels), STEM)
+    _limit(ledger, channel_limit(mixture, source.channel_labels), STEM)
     for place, layer in wanted.layers.items():
         fresh = {role: target[name] for role, name in layer.tensors.items()}
         why = _without_counterpart(place, given)
@@ -70,11 +70,22 @@ def refuse_other_family(given: Layout, wanted: Layout) -> None:
         TransferError: Names both.
     """
     if given.family != wanted.family:
+        planning = "nnUNetv2_plan_experiment -pl, or nnunet_genesis plan --template"
         raise TransferError(
             f"The checkpoint holds a {given.family}, the target's plans ask for a {wanted.family}: convolutions of the "
             "one have no counterpart in the blocks of the other. Use a checkpoint of the target's network class, or "
-            "plan the target with the checkpoint's (nnUNetv2_plan_experiment -pl)."
+            f"plan the target with the checkpoint's ({planning})."
         )
+
+
+def _channel_remark(source: Source, channels: Sequence[str], rule: str) -> list[str]:
+    """How input channels were matched, unless all have the same names in the same order."""
+    theirs, ours = source.channel_labels, ", ".join(channels)
+    if [name.casefold() for name in theirs] == [name.casefold() for name in channels]:
+        return []
+    if source.channels is None:
+        return [f"the checkpoint does not name its {len(theirs)} input channel(s); assumed for {ours}: {rule}"]
+    return [f"input channels {ours} for {', '.join(theirs)}: {rule}"]
 
 
 def _held(layer: Layer, given: Layout, source: Source) -> dict[str, torch.Tensor]:

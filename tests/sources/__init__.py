@@ -7,7 +7,7 @@ from typing import Any
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
-from nnunet_genesis.sources import Source
+from nnunet_genesis.transfer import Source
 
 
 def build(source: Source | dict[str, Any], classes: int, channels: int = 1, deep_supervision: bool = True) -> nn.Module:

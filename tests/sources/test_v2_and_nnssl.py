@@ -146,12 +146,12 @@ def test_plans_that_name_code_never_reach_a_build(where, monkeypatch):
     content = stock(plans)
     block = plans["configurations"]["3d_fullres"]["architecture"]
     (block if key in block else block["arch_kwargs"])[key] = value
+    monkeypatch.setattr("pydoc.locate", build_refused)  # nnU-Net's way from a name to a class
     source = recognise(content)  # the tensors tell what it is
     assert source.architecture["network_class_name"] == PLAIN
     assert value not in str(source.architecture)
     assert value in source.notes[0]
     content["network_weights"] = {"strange.weight": torch.ones(2)}
-    monkeypatch.setattr("nnunetv2.utilities.get_network_from_plans.get_network_from_plans", build_refused)
     with pytest.raises(CheckpointError, match=r"holds 1 tensors of an unknown network: strange\.weight \(2,\)"):
         recognise(content)
 

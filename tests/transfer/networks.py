@@ -75,7 +75,7 @@ def names(count: int) -> list[str]:
 
 
 def source(block: dict[str, Any], network: nn.Module, channels: Sequence[str]) -> Source:
-    return Source(network.state_dict(), block, channels)
+    return Source(network.state_dict(), block, len(channels), channels)
 
 
 def periodic(network: nn.Module) -> nn.Module:

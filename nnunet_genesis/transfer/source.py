@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,23 +14,23 @@ class Source:
     """A pre-trained network.
 
     Attributes:
-        format: Kind of file, in words.
-        weights: Tensors under every name that the architecture's network gives them, so that `load_state_dict` takes
-            them; names that share a tensor share it here. Encoder-only files lack the decoder, some files lack heads.
+        weights: Tensors under names of the architecture's network; any of a tensor's names will do, and parts may be
+            missing. As read from a file they are under every name, so that `load_state_dict` takes them.
         architecture: As in nnU-Net's plans: "network_class_name", "arch_kwargs", "_kw_requires_import".
         input_channels: Number of image channels.
         channels: Their names, None if unknown.
+        format: Kind of file, in words.
         patch_size: Patch that the network was trained on, in voxels, None if unknown.
         spacing: Of the images it was trained on, in mm, None if unknown.
         normalisation: Scheme per channel, by nnU-Net's names, None if unknown.
         notes: What had to be assumed or left out.
     """
 
-    format: str
-    weights: dict[str, torch.Tensor]
-    architecture: dict[str, Any]
+    weights: Mapping[str, torch.Tensor]
+    architecture: Mapping[str, Any]
     input_channels: int
-    channels: list[str] | None = None
+    channels: Sequence[str] | None = None
+    format: str = "state dict"
     patch_size: list[int] | None = None
     spacing: list[float] | None = None
     normalisation: list[str] | None = None
@@ -39,6 +40,13 @@ class Source:
     def parameters(self) -> int:
         """Number of values in the weights; shared tensors count once."""
         return sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in self.weights.values()}.values())
+
+    @property
+    def channel_labels(self) -> list[str]:
+        """The names of the channels, or stand-ins that no dataset uses."""
+        if self.channels is None:
+            return [f"unnamed channel {number}" for number in range(self.input_channels)]
+        return list(self.channels)
 
     def facts(self) -> dict[str, str]:
         """Label → text, for a user to read."""
@@ -54,7 +62,7 @@ class Source:
         }
 
 
-def _in_words(architecture: dict[str, Any]) -> str:
+def _in_words(architecture: Mapping[str, Any]) -> str:
     kwargs = architecture["arch_kwargs"]
     parts = [f"{architecture['network_class_name'].rsplit('.', 1)[1]}, {len(kwargs['strides'][0])}D"]
     parts.append(f"{len(kwargs['features_per_stage'])} stages of " + " ".join(map(str, kwargs["features_per_stage"])))
