@@ -48,7 +48,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     nnU-Net's own files also hold numpy scalars (log, best score), which are let through.
 
     Raises:
-        CheckpointError: The file is missing, cut off, no checkpoint, or asks for code to be run on loading.
+        CheckpointError: The file is missing, cut off, damaged, no checkpoint, or asks for code to be run on loading.
     """
     if not path.is_file():
         raise CheckpointError(f"The checkpoint {path} does not exist.")
@@ -75,7 +75,29 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint.")
+    _refuse_damage(path)
     return content
+
+
+def _refuse_damage(path: Path) -> None:
+    """Compare the checksums in a zip archive, which torch.load does not; older files have none.
+
+    Raises:
+        CheckpointError: Bytes have changed since the file was written.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # all are 0 where torch.serialization.set_crc32_options was off
+            damaged = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
+    except zipfile.BadZipFile as error:
+        damaged = str(error)
+    if damaged:
+        raise CheckpointError(
+            f"{path} was damaged or altered after it was written: a checksum is wrong ({damaged}). Copy or download it "
+            "again."
+        )
 
 
 def read_source(path: Path) -> Source:

@@ -44,6 +44,24 @@ def test_cut_off_files_are_named(tmp_path: Path, share):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("checksums", [True, False])
+def test_changed_bytes_are_noticed_where_checksums_were_written(tmp_path: Path, checksums):
+    torch.serialization.set_crc32_options(checksums)
+    try:
+        torch.save({"network_weights": {"a": torch.ones(1000)}}, tmp_path / "a.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_checkpoint(tmp_path / "a.pth")["network_weights"]["a"].sum() == 1000
+    content = bytearray((tmp_path / "a.pth").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "a.pth").write_bytes(content)
+    if checksums:
+        with pytest.raises(CheckpointError, match=r"a\.pth was damaged or altered after .* \(a/data/0\)"):
+            read_checkpoint(tmp_path / "a.pth")
+    else:
+        assert read_checkpoint(tmp_path / "a.pth")["network_weights"]["a"].sum() != 1000
+
+
 def test_missing_text_and_other_files(tmp_path: Path):
     with pytest.raises(CheckpointError, match="does not exist"):
         read_checkpoint(tmp_path / "none.pth")

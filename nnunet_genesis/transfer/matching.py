@@ -70,7 +70,7 @@ def refuse_other_family(given: Layout, wanted: Layout) -> None:
         TransferError: Names both.
     """
     if given.family != wanted.family:
-        planning = "nnUNetv2_plan_experiment -pl, or nnunet_genesis plan --template"
+        planning = "nnUNetv2_plan_experiment -pl, or nnunet_genesis plan --template genesis_chest_ct for a UNet3D"
         raise TransferError(
             f"The checkpoint holds a {given.family}, the target's plans ask for a {wanted.family}: convolutions of the "
             "one have no counterpart in the blocks of the other. Use a checkpoint of the target's network class, or "

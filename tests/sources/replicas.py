@@ -60,8 +60,10 @@ def generic_unet(
     return weights
 
 
-def run_generic_unet(weights: Weights, image: torch.Tensor, pools: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Logits of every head, finest first."""
+def run_generic_unet(
+    weights: Weights, image: torch.Tensor, pools: Sequence[Sequence[int]], features: list[torch.Tensor] | None = None
+) -> list[torch.Tensor]:
+    """Logits of every head, finest first; the encoder's features are appended to `features`, finest first."""
     conv, up = (F.conv3d, F.conv_transpose3d) if image.ndim == 5 else (F.conv2d, F.conv_transpose2d)
 
     def blocks(name: str, x: torch.Tensor, stride: Sequence[int] | int = 1) -> torch.Tensor:
@@ -80,6 +82,8 @@ def run_generic_unet(weights: Weights, image: torch.Tensor, pools: Sequence[Sequ
         image = blocks(f"conv_blocks_context.{stage}", image, pools[stage - 1] if stage else 1)
         skips.append(image)
     x = blocks(f"conv_blocks_context.{last}.1", blocks(f"conv_blocks_context.{last}.0", image, pools[-1]))
+    if features is not None:
+        features += [*skips, x]
     logits = []
     for level in range(last):
         x = up(x, weights[f"tu.{level}.weight"], stride=pools[last - 1 - level])
@@ -119,8 +123,10 @@ def original_unet3d(base: int = 64, channels: int = 1) -> Weights:
     return weights
 
 
-def run_original_unet3d(weights: Weights, image: torch.Tensor) -> torch.Tensor:
-    """The restored image, 0 to 1."""
+def run_original_unet3d(
+    weights: Weights, image: torch.Tensor, features: list[torch.Tensor] | None = None
+) -> torch.Tensor:
+    """The restored image, 0 to 1; the encoder's and the last features are appended to `features`."""
 
     def ops(name: str, x: torch.Tensor) -> torch.Tensor:
         for number in (0, 1):
@@ -135,10 +141,14 @@ def run_original_unet3d(weights: Weights, image: torch.Tensor) -> torch.Tensor:
     levels = [ops("down_tr64", image)]
     for name in ("down_tr128", "down_tr256", "down_tr512"):
         levels.append(ops(name, F.max_pool3d(levels[-1], 2)))
+    if features is not None:
+        features += levels
     x = levels.pop()
     for name in ("up_tr256", "up_tr128", "up_tr64"):
         place = f"module.{name}.up_conv"
         x = F.conv_transpose3d(x, weights[f"{place}.weight"], weights[f"{place}.bias"], stride=2)
         x = ops(name, torch.cat([x, levels.pop()], dim=1))
+    if features is not None:
+        features.append(x)
     head = "module.out_tr.final_conv"
     return torch.sigmoid(F.conv3d(x, weights[f"{head}.weight"], weights[f"{head}.bias"]))

@@ -113,10 +113,9 @@ def planned(ready_once: Path, nnunet: Path) -> Path:
 
 
 def test_nnunet_fine_tunes_it_from_the_published_weights(planned: Path, genesis, tmp_path: Path):
-    source = read_source(genesis_file(tmp_path / "Genesis_Chest_CT.pt", 8))
-    content = {"network_weights": source.weights, "init_args": {"dataset_json": {"channel_names": {"0": "CT"}}}}
-    torch.save(content, tmp_path / "genesis.pth")
-    assert genesis("transfer", tmp_path / "genesis.pth", "-d", 4, "-c", "3d_fullres", "--epochs", 2) == 0
+    file = genesis_file(tmp_path / "Genesis_Chest_CT.pt", 8)
+    source = read_source(file)
+    assert genesis("transfer", file, "-d", 4, "-c", "3d_fullres", "--epochs", 2) == 0
     trainer = get_trainer_from_args("4", "3d_fullres", 0, "nnUNetTrainerGenesisFinetune", "nnUNetPlans_genesis",
                                     device=torch.device("cpu"))  # fmt: skip
     trainer.on_train_start()
