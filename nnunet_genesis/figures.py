@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from nnunet_genesis.files import written_atomically
 
 COLUMNS = ("original", "corrupted", "restored", "|restored - original|")
+CELL, GAP = 1.4, 0.06
+"""Width of an image of a corruption sheet, and the space between two, in inches."""
 
 
 def restoration_sheet(
@@ -50,7 +52,7 @@ def restoration_sheet(
 
 def corruption_sheet(
     patches: Sequence[Sequence[np.ndarray[Any, Any]]],
-    columns: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
     names: Sequence[str],
     title: str,
     path: Path,
@@ -61,25 +63,40 @@ def corruption_sheet(
     Args:
         patches: For each row one image per column, the original first, each (C, *spatial); drawn is the central slice
             along the first axis. Voxels that are not finite stay white.
-        columns: One heading per column.
+        groups: Headings of neighbouring columns, and the heading of each group.
         names: One label per row.
         title: Heading.
         path: PNG file to write.
         channel: Number of the channel to draw.
     """
     rows = [[_central_slice(image, channel) for image in patch] for patch in patches]
-    tallest = [max(0.4, min(2.5, row[0].shape[0] / row[0].shape[1])) for row in rows]
-    figure = Figure(figsize=(1.5 * len(columns) + 0.3, 1.5 * sum(tallest) + 0.7), layout="constrained")
-    axes = figure.subplots(len(rows), len(columns), squeeze=False, gridspec_kw={"height_ratios": tallest})
-    for line, images, name in zip(axes, rows, names, strict=True):
-        for ax, image in zip(line, images, strict=True):
+    heights = [CELL * min(max(row[0].shape[0] / row[0].shape[1], 0.4), 2.0) for row in rows]
+    spans, right = [], 0.3
+    for headings in groups.values():
+        spans.append([right + (CELL + GAP) * n for n in range(len(headings))])
+        right = spans[-1][-1] + CELL + 4 * GAP
+    width, height = right - 3 * GAP, sum(heights) + len(rows) * GAP + 0.7
+    figure = Figure(figsize=(width, height))
+    figure.text(0.3 / width, 1 - 0.08 / height, title, fontsize=11, va="top")
+    for (group, headings), lefts in zip(groups.items(), spans, strict=True):
+        centre = (lefts[0] + lefts[-1] + CELL) / 2
+        figure.text(centre / width, 1 - 0.42 / height, group, fontsize=10, ha="center", va="center")
+        for heading, left in zip(headings, lefts, strict=True):
+            figure.text((left + CELL / 2) / width, 1 - 0.6 / height, heading, fontsize=9, ha="center", va="center")
+    bottom = height - 0.7
+    for images, name, tall in zip(rows, names, heights, strict=True):
+        bottom -= tall
+        for image, left in zip(images, [left for lefts in spans for left in lefts], strict=True):
+            ax = figure.add_axes((left / width, bottom / height, CELL / width, tall / height))
             _show(ax, image, _window(images[0]), "gray")
-        line[0].set_ylabel(name, fontsize=9)
-    for ax, heading in zip(axes[0], columns, strict=True):
-        ax.set_title(heading, fontsize=11)
-    figure.suptitle(title, fontsize=11)
+        letters = int(15 * tall)
+        label = name if len(name) <= letters else f"…{name[1 - letters :]}"
+        figure.text(
+            0.15 / width, (bottom + tall / 2) / height, label, fontsize=8, rotation=90, ha="center", va="center"
+        )
+        bottom -= GAP
     with written_atomically(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+        figure.savefig(temporary, dpi=120)
 
 
 def _central_slice(image: np.ndarray[Any, Any], channel: int = 0) -> np.ndarray[Any, Any]:

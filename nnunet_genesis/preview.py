@@ -70,15 +70,17 @@ def preview(
         raise DatasetError(f"{dataset} has no channel {channel}; it has {', '.join(names)}.")
     chosen = settings.recipe if recipe is None else RECIPES[recipe]
     batches = _batches(plans, configuration, settings)
-    columns, patches, cases = examples(batches, chosen, min(rows, len(batches.volumes.identifiers)))
-    shown = names.index(channel) if channel is not None else 0
-    title = f"{dataset} {configuration}, {names[shown]}: every corruption alone, and mixtures as the recipe draws them"
+    groups, patches, cases = examples(batches, chosen, min(rows, len(batches.volumes.identifiers)))
+    shown = 0 if channel is None else names.index(channel)
     images = [[patch.numpy() for patch in row] for row in patches]
-    corruption_sheet(images, columns, cases, title, picture, shown)
+    title = f"Patches of {dataset}, {configuration}, {names[shown]}"
+    corruption_sheet(images, groups, cases, title, picture, shown)
     return Preview(cases, defaults="pretraining" not in plans.get("genesis", {}))
 
 
-def examples(batches: PatchBatches, recipe: Recipe, rows: int) -> tuple[list[str], list[list[Tensor]], list[str]]:
+def examples(
+    batches: PatchBatches, recipe: Recipe, rows: int
+) -> tuple[dict[str, list[str]], list[list[Tensor]], list[str]]:
     """Cut patches and corrupt them.
 
     Args:
@@ -87,19 +89,24 @@ def examples(batches: PatchBatches, recipe: Recipe, rows: int) -> tuple[list[str
         rows: Number of patches, each of another case while there are any.
 
     Returns:
-        Headings of the columns; for each row the clean crop and its corrupted versions, float32
+        Headings of the columns in groups; for each row the clean crop and its corrupted versions, float32
         (C, *at most the patch); the case of each row.
     """
-    recipes = {name.replace("_", " "): alone for name, alone in recipe.alone().items()}
-    recipes |= {f"mixture {number}": recipe for number in range(1, MIXTURES + 1)}
+    alone = recipe.alone()
+    recipes = [*alone.values(), *[recipe] * MIXTURES]
     patches, cases = [], []
     for k in range(rows):
         clean, _, case = batches.crop(k)
-        generators = (np.random.default_rng([batches.seed, k, column]) for column in range(len(recipes)))
-        corrupted = (make_pair(clean, one, rng)[0] for one, rng in zip(recipes.values(), generators, strict=True))
-        patches.append([clean, *corrupted])
+        generators = [np.random.default_rng([batches.seed, k, column]) for column in range(len(recipes))]
+        pairs = [make_pair(clean, one, rng) for one, rng in zip(recipes, generators, strict=True)]
+        patches.append([clean, *(corrupted for corrupted, _ in pairs)])
         cases.append(case)
-    return ["original", *recipes], patches, cases
+    groups = {
+        "": ["original"],
+        "each corruption alone": [name.replace("_", " ") for name in alone],
+        "mixtures, as the recipe draws them": [f"draw {number}" for number in range(1, MIXTURES + 1)],
+    }
+    return {heading: columns for heading, columns in groups.items() if columns}, patches, cases
 
 
 def _batches(plans: dict[str, object], configuration: str, settings: PretrainingSettings) -> PatchBatches:

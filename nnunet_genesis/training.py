@@ -28,7 +28,7 @@ def volumes_folder(plans: dict[str, Any], configuration: str) -> Path:
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    identifier = PlansManager(plans).get_configuration(configuration).data_identifier
+    identifier: str = PlansManager(plans).get_configuration(configuration).data_identifier
     folder = preprocessed_folder(plans["dataset_name"]) / identifier
     if not folder.is_dir() or not (any(folder.glob("*.b2nd")) or any(folder.glob("*.npz"))):
         command = preprocessing_command(plans, configuration, identifier)
