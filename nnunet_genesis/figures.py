@@ -62,7 +62,7 @@ def corruption_sheet(
 
     Args:
         patches: For each row one image per column, the original first, each (C, *spatial); drawn is the central slice
-            along the first axis. Voxels that are not finite stay white.
+            along the first axis, stretched where it is too thin to be seen. Voxels that are not finite stay white.
         groups: Headings of neighbouring columns, and the heading of each group.
         names: One label per row.
         title: Heading.
@@ -89,6 +89,7 @@ def corruption_sheet(
         for image, left in zip(images, [left for lefts in spans for left in lefts], strict=True):
             ax = figure.add_axes((left / width, bottom / height, CELL / width, tall / height))
             _show(ax, image, _window(images[0]), "gray")
+            ax.set_aspect("auto")
         letters = int(15 * tall)
         label = name if len(name) <= letters else f"…{name[1 - letters :]}"
         figure.text(
