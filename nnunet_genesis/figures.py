@@ -77,7 +77,7 @@ def corruption_sheet(
         right = spans[-1][-1] + CELL + 4 * GAP
     width, height = right - 3 * GAP, sum(heights) + len(rows) * GAP + 0.7
     figure = Figure(figsize=(width, height))
-    figure.text(0.3 / width, 1 - 0.08 / height, title, fontsize=11, va="top")
+    figure.text(0.3 / width, 1 - 0.08 / height, title, fontsize=10, va="top")
     for (group, headings), lefts in zip(groups.items(), spans, strict=True):
         centre = (lefts[0] + lefts[-1] + CELL) / 2
         figure.text(centre / width, 1 - 0.42 / height, group, fontsize=10, ha="center", va="center")
@@ -90,7 +90,7 @@ def corruption_sheet(
             ax = figure.add_axes((left / width, bottom / height, CELL / width, tall / height))
             _show(ax, image, _window(images[0]), "gray")
             ax.set_aspect("auto")
-        letters = int(15 * tall)
+        letters = int(14 * tall)
         label = name if len(name) <= letters else f"…{name[1 - letters :]}"
         figure.text(
             0.15 / width, (bottom + tall / 2) / height, label, fontsize=8, rotation=90, ha="center", va="center"
