@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
@@ -71,7 +72,7 @@ def test_a_row_for_each_case_and_a_column_for_each_corruption_and_mixture(draw, 
     assert cells(draw()) == (3, 1 + 4 + 3)
     told = capsys.readouterr().out
     assert "defaults" not in told
-    assert len({case for case in range(CASES) if f"case{case}" in told}) == 3
+    assert len(set(re.findall(r"case\d", told))) == 3
     assert cells(draw("-n", 1, "--recipe", "masking")) == (1, 1 + 1 + 3)
 
 
@@ -90,6 +91,15 @@ def test_without_a_block_the_defaults_hold_and_a_line_says_so(draw, plans_folder
     bare = other_plans(plans_folder, "bare", lambda plans: plans.pop("genesis"))
     assert np.array_equal(draw("-n", 1), draw("-n", 1, "-p", bare))
     assert "The plans bare have no settings for pre-training: the defaults hold." in capsys.readouterr().out
+
+
+def test_a_labeled_dataset_that_nnunet_preprocessed(ready_once, tmp_path, monkeypatch, capsys):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed"):
+        monkeypatch.setenv(name, str(ready_once / name))
+    picture = tmp_path / "sheet.png"
+    assert run_genesis("preview", "-d", 4, "-c", "3d_fullres", "-p", "nnUNetPlans", "-o", picture) == 0
+    assert cells(matplotlib.image.imread(picture)[..., :3]) == (3, 8)
+    assert len(set(re.findall(r"case\d", capsys.readouterr().out))) == 3
 
 
 def test_the_recipe_of_the_plans_is_drawn(draw, plans_folder):
