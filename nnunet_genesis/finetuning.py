@@ -67,7 +67,7 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
     def initialize(self) -> None:
         """As in nnU-Net, after a look for the preprocessed volumes."""
         with one_line():
-            volumes_folder(self)
+            volumes_folder(self.plans_manager.plans, self.configuration_name)
         super().initialize()
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
