@@ -22,20 +22,20 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", NUMBA_NUM_THREADS="1
 import argparse
 import math
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from measuring import bandwidth, facts, machine, seconds, size, smooth_volume, table
+from memory import can_be_told, memory_copies
 from original import Original
-from training_step import BATCH, STOCK_FEATURES, STOCK_PATCH, time_step
+from stratified import BATCH, batches_of, strata
+from training_step import STOCK_FEATURES, STOCK_PATCH, time_step
 
-from nnunet_genesis.corruption import RECIPES, Drawn, Recipe, compile_loops, corrupt_batch, draw, make_pair
+from nnunet_genesis.corruption import RECIPES, Recipe, compile_loops, corrupt_batch, draw, make_pair
 from nnunet_genesis.files import write_json
 
 RECIPE = "released"
@@ -46,9 +46,6 @@ FLOAT32 = 4
 def main() -> None:
     """Measure and print."""
     options = parse_options()
-    if options.memory_probe:
-        print(probed_memory(options.memory_probe))
-        return
     torch.set_num_threads(1)
     compile_loops()
     device = None if options.device == "none" else torch.device(options.device)
@@ -68,13 +65,13 @@ def main() -> None:
         "machine": machine(device),
         "bandwidth_gb_per_s": {name: speed / 1e9 for name, speed in speeds.items()},
         "timings": rows,
-        "memory_in_patch_copies": {size(patch): memory_copies(patch) for patch in options.patch if large(patch)},
+        "memory_in_patch_copies": {size(patch): memory_copies(patch) for patch in options.patch if can_be_told(patch)},
     }
     if rounds:
         results["ratio_to_reference"] = {name: statistics.median(ratios) for name, ratios in rounds.items()}
         results["ratio_to_reference_by_round"] = rounds
     if device and options.step_patch:
-        results["step"] = time_step(device, options.step_patch, options.step_features, options.step_repeats, batches_of)
+        results["step"] = time_step(device, options.step_patch, options.step_features, options.step_repeats)
     report(results, device)
     if options.json:
         write_json(results, options.json)
@@ -96,7 +93,6 @@ def parse_options() -> argparse.Namespace:
     add("--step-features", type=int, nargs="+", default=STOCK_FEATURES, metavar="N", help="features of its stages")
     add("--step-repeats", type=int, default=20, metavar="N", help="timed steps (%(default)s)")
     add("--json", type=Path, metavar="FILE", help="write the results here, too")
-    add("--memory-probe", help=argparse.SUPPRESS, **patch)
     options = parser.parse_args()
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "none")
     options.patch = options.patch or PATCHES
@@ -110,14 +106,6 @@ def parse_options() -> argparse.Namespace:
         except (FileNotFoundError, ImportError) as error:
             parser.error(f"--reference: {error}")
     return options
-
-
-def strata(recipe: Recipe) -> tuple[Recipe, Recipe]:
-    """A recipe that shuffles half of the patches → one that shuffles none and one that shuffles all of them."""
-    if recipe.shuffling.probability != 0.5:
-        raise ValueError("half of the draws stand for shuffled patches")
-    never, always = (replace(recipe, shuffling=replace(recipe.shuffling, probability=p)) for p in (0.0, 1.0))
-    return never, always
 
 
 def on_cpu(
@@ -173,12 +161,6 @@ def part_times(volume: torch.Tensor, original: Original, name: str, draws: int) 
     return [seconds(lambda: part(patch)) for _ in range(draws)]
 
 
-def batches_of(recipe: Recipe, shape: Sequence[int], count: int) -> list[list[Drawn]]:
-    """Drawings for `count` batches: equally many with none, the first, the second or both patches shuffled."""
-    halves, rng = strata(recipe), np.random.default_rng(0)
-    return [[draw(shape, halves[k >> place & 1], rng) for place in range(BATCH)] for k in range(count)]
-
-
 def on_device(volume: torch.Tensor, device: torch.device, draws: int) -> list[dict[str, Any]]:
     """Rows of the batched path."""
     clean, rng = torch.stack([volume, volume.flip(1)]).to(device), np.random.default_rng(0)
@@ -206,43 +188,6 @@ def _limit(row: dict[str, Any], patch: Sequence[int], patches: int, bytes_per_se
     """Share of the physical limit: the time to read and write the patches once, divided by the mean time."""
     fastest = 1000 * 2 * FLOAT32 * math.prod(patch) * patches / bytes_per_second
     return {"share_of_limit": fastest / row["mean_ms"]}
-
-
-def large(patch: Sequence[int]) -> bool:
-    """Whether memory can be told: smaller patches find room in what the process holds free anyway."""
-    return math.prod(patch) >= 2**20
-
-
-def memory_copies(patch: Sequence[int]) -> float | None:
-    """Peak memory of the CPU path beyond the patch itself, in copies of the patch; None where it cannot be measured.
-
-    In a fresh process, whose high-water mark of resident memory is set back before the draws (Linux). `ru_maxrss`
-    would not do: it cannot be set back, and starts at the peak of the process that started this one.
-    """
-    if not Path("/proc/self/clear_refs").exists():
-        return None
-    command = [sys.executable, __file__, "--memory-probe", *map(str, patch)]
-    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-
-
-def probed_memory(patch: Sequence[int]) -> float:
-    """Do in this process what `memory_copies` says, over the draws of one block."""
-    torch.set_num_threads(1)
-    compile_loops()
-    volume = smooth_volume(patch, 0)[None].clone()
-    for recipe in strata(RECIPES[RECIPE]):  # a small patch: what is loaded on first use is no cost of a pair
-        make_pair(torch.arange(4096.0).view(1, 16, 16, 16), recipe, np.random.default_rng(0))
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _resident("VmRSS")
-    for k in range(8):
-        make_pair(volume, strata(RECIPES[RECIPE])[k % 2], np.random.default_rng(k))
-    return (_resident("VmHWM") - before) / (FLOAT32 * math.prod(patch))
-
-
-def _resident(name: str) -> int:
-    """A quantity of /proc/self/status in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def report(results: dict[str, Any], device: torch.device | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from measuring import seconds, smooth_volume
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from stratified import BATCH, batches_of
 from torch import nn
 
 from nnunet_genesis.corruption import RECIPES, Drawn
@@ -16,7 +17,6 @@ from nnunet_genesis.patches import corrupted_on
 from nnunet_genesis.restoration import RestorationLoss
 
 STOCK_PATCH, STOCK_FEATURES = (128, 128, 128), (32, 64, 128, 256, 320, 320)
-BATCH = 2
 WARM_UP = 5
 """Untimed calls: compilation, and cuDNN's search for the fastest algorithms."""
 
@@ -61,9 +61,7 @@ def built(features: Sequence[int], device: torch.device) -> nn.Module:
     return torch.compile(network) if device.type == "cuda" else network  # type: ignore[return-value]
 
 
-def time_step(
-    device: torch.device, patch: Sequence[int], features: Sequence[int], repeats: int, drawings: Any
-) -> dict[str, Any]:
+def time_step(device: torch.device, patch: Sequence[int], features: Sequence[int], repeats: int) -> dict[str, Any]:
     """Time forward and backward pass, and pair generation as the trainer does it on the device.
 
     Args:
@@ -71,7 +69,6 @@ def time_step(
         patch: Spatial shape.
         features: Features per stage.
         repeats: Timed steps.
-        drawings: (recipe, shape, count) → as many batches of drawings.
 
     Returns:
         Median milliseconds of the step; for each recipe the mean milliseconds of pair generation, and its percentage
@@ -91,7 +88,7 @@ def time_step(
     step_ms = 1000 * statistics.median([seconds(step, device) for _ in range(WARM_UP + repeats)][WARM_UP:])
     found: dict[str, Any] = {"patch": list(patch), "features": list(features), "batch": BATCH, "step_ms": step_ms}
     for name in ("paper", "released"):
-        pairs_ms = 1000 * statistics.mean(_pair_times(clean, drawings(RECIPES[name], clean.shape[1:], 4 * repeats)))
+        pairs_ms = 1000 * statistics.mean(_pair_times(clean, batches_of(RECIPES[name], clean.shape[1:], 4 * repeats)))
         found[name] = {"pairs_ms": pairs_ms, "percent_of_step": 100 * pairs_ms / step_ms}
     return found
 
