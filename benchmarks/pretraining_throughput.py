@@ -199,9 +199,7 @@ def timed_steps(trainer: Any, batches: Iterator[dict[str, Any]], warm_up: int, i
 
 def report(results: dict[str, Any], device: torch.device) -> None:
     """Print the table."""
-    runs = [
-        {"workers": None, "corrupt_on": "baseline: one batch, again and again"} | run for run in results["baseline"]
-    ]
+    runs = [{"workers": None, "corrupt_on": "baseline: always one batch"} | run for run in results["baseline"]]
     keys = ("workers", "corrupt_on", "patches_per_s", "seconds", "waiting_share", "ratio_to_baseline")
     header = ("loading processes", "corrupted on", "patches/s", "seconds", "waiting", "time / baseline")
     rows = [run | {"waiting_share": f"{run['waiting_share']:.1%}"} for run in (*runs[:1], *results["rows"], *runs[1:])]
