@@ -177,7 +177,7 @@ def loaded_run(trainer: Any, workers: int, corrupt_on: str, options: argparse.Na
     training, _validation = loaders(trainer, workers, corrupt_on)
     warm_up = max(options.warm_up, PREFETCHED * workers + 1)
     timed = timed_steps(trainer, training, warm_up, options.iterations)
-    return {"workers": workers, "corrupt_on": corrupt_on, **timed}
+    return {"workers": workers, "corrupt_on": "device" if trainer.corrupts_on_device else "workers", **timed}
 
 
 def timed_steps(trainer: Any, batches: Iterator[dict[str, Any]], warm_up: int, iterations: int) -> dict[str, float]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from nnunet_genesis.corruption import RECIPES
 from nnunet_genesis.locations import plans_folder
 from tests.conftest import REPOSITORY, shrink_plans
 
@@ -82,6 +86,11 @@ def test_corruptions(tmp_path: Path):
     assert [(row["path"][:3], row["corruption"]) for row in results["timings"]] == [
         (path, name) for path in ("CPU", "cpu") for name in names
     ]
+    for row in results["timings"]:
+        where, patches = ("cpu", 1) if row["path"].startswith("CPU") else ("device", 2)
+        moved = 2 * patches * 4 * 20 * 22 * 24  # bytes: each voxel read and written
+        fastest = moved / (1e9 * results["bandwidth_gb_per_s"][where])
+        assert row["share_of_limit"] == pytest.approx(1000 * fastest / row["mean_ms"])
     # the stand-in sleeps 0.2 s or 0.4 s, equally often
     full = results["timings"][4]
     assert full["draws"] == 4
@@ -99,14 +108,29 @@ def test_corruptions(tmp_path: Path):
     assert results["machine"]["cpu"] in printed
 
 
-def test_memory_of_the_cpu_path():
-    if not Path("/proc/self/clear_refs").exists():
+def benchmark_module(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Import a file of the folder benchmarks, as its scripts do."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    return importlib.import_module(name)
+
+
+def test_memory_of_the_cpu_path(monkeypatch):
+    memory = benchmark_module("memory", monkeypatch)
+    if not memory.RESET.exists():
         pytest.skip("resident memory is measured on Linux only")
-    command = [sys.executable, "benchmarks/memory.py", "128", "128", "128"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     # the mirrored and the corrupted patch are returned, and a mask is made of bytes
-    assert 2 < float(done.stdout) < 4
+    assert 2 < memory.memory_copies((128, 128, 128)) < 4
+
+
+def test_every_sample_is_as_slow_as_the_next(monkeypatch):
+    stratified = benchmark_module("stratified", monkeypatch)
+    shuffled = [
+        tuple(patch.channels[0][0] is not None for patch in batch)
+        for batch in stratified.batches_of(RECIPES["released"], (1, 8, 8, 8), 8)
+    ]
+    assert Counter(shuffled) == {(a, b): 2 for a in (False, True) for b in (False, True)}
+    with pytest.raises(ValueError, match="half of the draws"):
+        stratified.strata(RECIPES["masking"])
 
 
 def test_pretraining_throughput(tmp_path: Path):
@@ -114,13 +138,11 @@ def test_pretraining_throughput(tmp_path: Path):
     shrink_plans(tmp_path / "smaller.json")
     results, printed = run(
         "pretraining_throughput.py", tmp_path / "results.json", "--device", "cpu", "--template",
-        tmp_path / "smaller.json", "--volumes", 1, "--volume", 20, 22, 24, "--workers", 0, 1, 9999, "--iterations", 3,
+        tmp_path / "smaller.json", "--volumes", 1, "--volume", 20, 22, 24, "--workers", 1, 9999, "--iterations", 3,
         "--warm-up", 1,
     )  # fmt: skip
     runs = [*results["baseline"], *results["rows"]]
-    assert [(row["corrupt_on"], row["workers"]) for row in results["rows"]] == [
-        (who, workers) for who in ("workers", "device") for workers in (0, 1)
-    ]
+    assert [(row["corrupt_on"], row["workers"]) for row in results["rows"]] == [("workers", 1), ("device", 1)]
     assert len(results["baseline"]) == 2
     assert results["patch_size"] == [16, 16, 16]
     usual = sum(run["seconds"] for run in results["baseline"]) / 2
@@ -128,6 +150,7 @@ def test_pretraining_throughput(tmp_path: Path):
         assert row["seconds"] > 0
         assert row["patches_per_s"] == pytest.approx(3 * 2 / row["seconds"])
         assert 0 < row["waiting_share"] < 1
+    assert max(run["waiting_share"] for run in results["baseline"]) < 0.1
     for row in results["rows"]:
         assert row["ratio_to_baseline"] == pytest.approx(row["seconds"] / usual)
     assert printed.count("baseline: always one batch") == 2
