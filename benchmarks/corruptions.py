@@ -95,6 +95,8 @@ def parse_options() -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="write the results here, too")
     options = parser.parse_args()
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "none")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no CUDA device")
     options.patch = options.patch or PATCHES
     if options.step_patch is None and options.device == "cuda":
         options.step_patch = STOCK_PATCH

@@ -44,13 +44,13 @@ def main() -> None:
     """Measure and print."""
     options = parse_options()
     device = torch.device(options.device)
-    if device.type == "cuda":
-        torch.set_num_threads(1)  # as nnUNetv2_train does
-        torch.backends.cudnn.benchmark = True
     with tempfile.TemporaryDirectory(prefix="throughput_") as folder, contextlib.redirect_stdout(sys.stderr):
         os.environ["nnUNet_results"] = str(Path(folder) / "nnUNet_results")  # never among real results
         if options.d is None:
             options.d = make_dataset(Path(folder), options)
+        if device.type == "cuda":  # as nnUNetv2_train does
+            torch.set_num_threads(1)
+            torch.backends.cudnn.benchmark = True
         trainer = make_trainer(options, device)
         results = measure(trainer, options)
     results = {"machine": machine(device)} | results
@@ -70,7 +70,7 @@ def parse_options() -> argparse.Namespace:
     add("--workers", type=int, nargs="+", default=[0, 1, 2, 4, 8, 12], metavar="N", help="loading processes; numbers "
         "above that of the cores are left out, as nnU-Net would not start so many")  # fmt: skip
     add("--corrupt-on", nargs="+", choices=("workers", "device"), default=["workers", "device"], help="who corrupts")
-    add("--iterations", type=int, metavar="N", help="timed steps (250 on CUDA, 20 on the CPU)")
+    add("--iterations", type=int, metavar="N", help="timed steps (100 on CUDA, 20 on the CPU)")
     add("--warm-up", type=int, default=10, metavar="N", help="least number of untimed steps before (%(default)s)")
     synthetic = parser.add_argument_group("synthetic dataset").add_argument
     synthetic("--template", metavar="NAME", help="plans (isotropic_1mm on CUDA, tiny on the CPU)")
@@ -79,7 +79,9 @@ def parse_options() -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="write the results here, too")
     options = parser.parse_args()
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    usual = {"cuda": (250, "isotropic_1mm", 12, [192] * 3), "cpu": (20, "tiny", 4, [48, 56, 48])}[options.device]
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no CUDA device")
+    usual = {"cuda": (100, "isotropic_1mm", 12, [192] * 3), "cpu": (20, "tiny", 4, [48, 56, 48])}[options.device]
     for name, value in zip(("iterations", "template", "volumes", "volume"), usual, strict=True):
         setattr(options, name, getattr(options, name) or value)
     possible = [count for count in options.workers if count <= (os.cpu_count() or 1)]
