@@ -23,7 +23,7 @@ from nnunet_genesis.files import sha256, write_json, written_atomically
 from nnunet_genesis.settings import FineTuningSettings
 from nnunet_genesis.transfer import Ledger, match
 
-SCHEDULE = ("epochs", "iterations", "warmup", "learning_rate")
+SCHEDULE = ("epochs", "iterations", "warmup", "learning_rate", "frozen_encoder", "encoder_rate")
 """The settings of fine-tuning that a user chooses when transferring."""
 
 
