@@ -44,11 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnunet_genesis",
         description="Pre-train nnU-Net on unlabeled scans, transfer the weights, fine-tune. The usual order: "
-        "import, plan, preprocess, nnUNetv2_train … -tr nnUNetTrainerGenesisPretrain, transfer, "
+        "import, plan, preprocess, preview, nnUNetv2_train … -tr nnUNetTrainerGenesisPretrain, transfer, "
         "nnUNetv2_train … -tr nnUNetTrainerGenesisFinetune, nnUNetv2_predict.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_import, _add_plan, _add_preprocess, _add_inspect, _add_transfer, _add_trainers):
+    for add in (_add_import, _add_plan, _add_preprocess, _add_preview, _add_inspect, _add_transfer, _add_trainers):
         add(commands)
     return parser
 
@@ -198,6 +198,40 @@ def _inspect(chosen: argparse.Namespace) -> int:
         print(f"{label + ':':<15} {text}")
     for note in source.notes:
         print(f"{'note:':<15} {note}")
+    return 0
+
+
+def _add_preview(commands: Any) -> None:
+    from nnunet_genesis.corruption import RECIPES
+    from nnunet_genesis.planning import PLANS_NAME
+
+    parser = _command(
+        commands,
+        "preview",
+        _preview,
+        "Draw preprocessed patches under every corruption alone and under the recipe, before hours of training.",
+        "nnunet_genesis preview -d 501 -c 3d_fullres -o corruptions.png",
+    )
+    parser.add_argument("-d", required=True, metavar="ID", help="preprocessed dataset, id or name")
+    parser.add_argument("-c", required=True, metavar="CONFIGURATION", help="2d, 3d_lowres or 3d_fullres")
+    parser.add_argument("-p", default=PLANS_NAME, metavar="PLANS", help="plans with recipe and seed (%(default)s)")
+    parser.add_argument("-o", required=True, type=Path, metavar="PNG", help="picture to write")
+    parser.add_argument("-n", type=int, default=3, metavar="N", help="patches, each of another case (%(default)s)")
+    parser.add_argument("--channel", metavar="NAME", help="channel to draw (the first)")
+    parser.add_argument("--recipe", choices=list(RECIPES), help="recipe to draw in place of that of the plans")
+
+
+def _preview(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.datasets import dataset_name
+    from nnunet_genesis.preview import preview
+
+    dataset = dataset_name(chosen.d)
+    drawn = preview(
+        dataset, chosen.p, chosen.c, chosen.o, recipe=chosen.recipe, channel=chosen.channel, rows=chosen.n
+    )  # fmt: skip
+    if drawn.defaults:
+        print(f"The plans {chosen.p} have no settings for pre-training: the defaults hold.")
+    print(f"Wrote {chosen.o}: patches of {', '.join(drawn.cases)}.")
     return 0
 
 

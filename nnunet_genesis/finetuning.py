@@ -17,21 +17,22 @@ from nnunet_genesis.training import check_before_training, refuse_missing_first_
 
 
 class WarmupPoly(PolyLRScheduler):
-    """Linear warm-up, then nnU-Net's poly schedule over the remaining epochs."""
+    """Linear warm-up, then nnU-Net's poly schedule over the remaining epochs; the encoder (group 1) may lag behind."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, initial_lr: float, warmup: int, epochs: int) -> None:
-        """Lengths in epochs; the rate of the epochs before `warmup` is `initial_lr * (epoch + 1) / (warmup + 1)`."""
-        self.warmup = warmup
-        super().__init__(optimizer, initial_lr, epochs - warmup)
+    def __init__(self, optimizer: torch.optim.Optimizer, settings: FineTuningSettings) -> None:
+        """The rate of the epochs before the end of the warm-up is `learning_rate * (epoch + 1) / (warmup + 1)`."""
+        self.settings = settings
+        super().__init__(optimizer, settings.learning_rate, settings.epochs - settings.warmup)
 
     def step(self, current_step: int | None = None) -> None:
-        """Set the learning rate of epoch `current_step`."""
+        """Set the learning rates of epoch `current_step`; that of a frozen encoder is 0."""
         epoch = 0 if current_step is None else current_step
-        super().step(max(0, epoch - self.warmup))
-        if epoch < self.warmup:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.initial_lr * (epoch + 1) / (self.warmup + 1)
-            self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        super().step(max(0, epoch - self.settings.warmup))
+        rest, encoder = self.optimizer.param_groups
+        if epoch < self.settings.warmup:
+            rest["lr"] = self.initial_lr * (epoch + 1) / (self.settings.warmup + 1)
+        encoder["lr"] = rest["lr"] * self.settings.encoder_rate * (epoch >= self.settings.frozen_encoder)
+        self._last_lr = [rest["lr"], encoder["lr"]]
 
 
 class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
@@ -60,14 +61,26 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
         self.has_resumed = False
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
-        """nnU-Net's optimiser; its schedule after a warm-up."""
+        """nnU-Net's optimiser, with a group for the encoder; its schedule after a warm-up."""
         optimizer, _ = super().configure_optimizers()
-        return optimizer, WarmupPoly(optimizer, self.initial_lr, self.settings.warmup, self.num_epochs)
+        encoder = list(bare(self.network).encoder.parameters())  # type: ignore[union-attr]
+        within = {id(parameter) for parameter in encoder}
+        (group,) = optimizer.param_groups
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in within]
+        optimizer.add_param_group({"params": encoder})
+        return optimizer, WarmupPoly(optimizer, self.settings)
+
+    def on_train_epoch_start(self) -> None:
+        """As in nnU-Net; an encoder that thaws starts without the momentum of the gradients that it did not follow."""
+        if self.current_epoch == self.settings.frozen_encoder > 0:
+            for parameter in self.optimizer.param_groups[1]["params"]:
+                self.optimizer.state.pop(parameter, None)
+        super().on_train_epoch_start()
 
     def initialize(self) -> None:
         """As in nnU-Net, after a look for the preprocessed volumes."""
         with one_line():
-            volumes_folder(self)
+            volumes_folder(self.plans_manager.plans, self.configuration_name)
             refuse_missing_first_stage(self)
         super().initialize()
 

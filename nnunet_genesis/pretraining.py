@@ -109,7 +109,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
     def initialize(self) -> None:
         """As in nnU-Net, with seeded initial weights, after a look for the preprocessed volumes."""
         with one_line():
-            volumes_folder(self)
+            volumes_folder(self.plans_manager.plans, self.configuration_name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             super().initialize()

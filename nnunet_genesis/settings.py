@@ -66,6 +66,10 @@ class FineTuningSettings(Settings):
         50, "epochs in which the learning rate rises linearly: by default a twentieth of all, at most", at_least=0
     )
     learning_rate: float = setting(1e-2, "SGD's learning rate after warm-up; it falls to 0 (poly)", above=0)
+    frozen_encoder: int = setting(0, "epochs in which stem and encoder stay as transferred", at_least=0)
+    encoder_rate: float = setting(
+        1.0, "learning rate of stem and encoder, as share of that of the other layers", above=0, at_most=1
+    )
     weights: str = setting("", 'file of weights beside the plans; "" trains from scratch (control arm)')
     sha256: str = setting("", "digest of that file")
     source: str = setting("", "name of the checkpoint that the weights came from")
@@ -75,8 +79,9 @@ class FineTuningSettings(Settings):
     def __post_init__(self) -> None:
         """Check the fields, also against each other."""
         super().__post_init__()
-        if self.warmup >= self.epochs:
-            raise SettingsError(f'"warmup" ({self.warmup}) must be below "epochs" ({self.epochs}).')
+        for name in ("warmup", "frozen_encoder"):
+            if getattr(self, name) >= self.epochs:
+                raise SettingsError(f'"{name}" ({getattr(self, name)}) must be below "epochs" ({self.epochs}).')
 
     @classmethod
     def of_plans(cls, plans: Mapping[str, Any], configuration: str) -> FineTuningSettings:

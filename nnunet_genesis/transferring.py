@@ -23,7 +23,7 @@ from nnunet_genesis.settings import FineTuningSettings
 from nnunet_genesis.sources.v2 import input_channels
 from nnunet_genesis.transfer import Ledger, match
 
-SCHEDULE = ("epochs", "iterations", "warmup", "learning_rate")
+SCHEDULE = ("epochs", "iterations", "warmup", "learning_rate", "frozen_encoder", "encoder_rate")
 """The settings of fine-tuning that a user chooses when transferring."""
 
 REPORT = "transfer_report.json"

@@ -105,7 +105,7 @@ def main() -> None:
         "cases": count_cases(cohort),
         "dice": dice,
         "restoration": read_json(checkpoint.parent / "restoration_summary.json")["errors"]["recipe"],
-        "pictures": [str(path) for path in pictures(checkpoint.parent)],
+        "pictures": [str(path) for path in (workspace / "corruptions.png", *pictures(checkpoint.parent))],
         "options": {name: plain(value) for name, value in vars(options).items()},
         "device": device,
         "python": platform.python_version(),
@@ -134,7 +134,7 @@ def parse_options() -> argparse.Namespace:
     add("--unlabeled", type=int, metavar="N", help="scans without labels (60, with --msd 150)")
     add("--labeled", type=int, metavar="N", help="labeled training cases (6, with --msd 30)")
     add("--test", type=int, metavar="N", help="test cases (10, with --msd 20)")
-    add("--epochs", type=int, default=6, metavar="N", help="epochs of pre-training")
+    add("--epochs", type=int, default=5, metavar="N", help="epochs of pre-training")
     add("--iterations", type=int, default=50, metavar="N", help="steps per epoch of pre-training")
     add(
         "--lr",
@@ -144,7 +144,7 @@ def parse_options() -> argparse.Namespace:
         help="learning rate of pre-training; a network this small bears it",
     )
     add("--tune-epochs", type=int, default=3, metavar="N", help="epochs of fine-tuning and of the control arm")
-    add("--tune-iterations", type=int, default=40, metavar="N", help="steps per epoch of both")
+    add("--tune-iterations", type=int, default=30, metavar="N", help="steps per epoch of both")
     add("--seed", type=int, default=0, metavar="N", help="seed of cohort and pre-training; nnU-Net's own is random")
     add("--device", choices=("cpu", "cuda"), help="cuda where there is one, otherwise cpu")
     add("--verbose", action="store_true", help="show the output of the commands")
@@ -236,6 +236,8 @@ def pretrain(shell: Shell, cohort: Cohort, options: argparse.Namespace, device: 
               "--epochs", options.epochs, "--iterations", options.iterations, "--validation-iterations", 10,
               "--sheet-every", max(1, options.epochs // 2), "--lr", options.lr, "--seed", options.seed)
     shell.run("preprocess", "nnunet_genesis", "preprocess", "-d", UNLABELED, "-c", CONFIGURATION, "-np", 2)
+    shell.run("preview", "nnunet_genesis", "preview", "-d", UNLABELED, "-c", CONFIGURATION, "-p", plans,
+              "-o", shell.workspace / "corruptions.png")
     shell.run("pretrain", "nnUNetv2_train", UNLABELED, CONFIGURATION, "all", "-tr", PRETRAINER, "-p", plans,
               "-device", device)
     # fmt: on

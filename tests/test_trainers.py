@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -21,6 +22,7 @@ from nnunet_genesis.finetuning import WarmupPoly
 from nnunet_genesis.patches import TRAINING
 from nnunet_genesis.pretraining import hold_out, nnUNetTrainerGenesisPretrain
 from nnunet_genesis.restoration import RestorationLoss, freeze_unused_heads
+from nnunet_genesis.settings import FineTuningSettings
 from tests.transfer.networks import unet
 
 CPU = torch.device("cpu")
@@ -405,17 +407,54 @@ def test_reports_of_several_transfers_lie_side_by_side(transferred: Path, genesi
     assert "3D to 2D" in report["nnUNetPlans_genesis_2d.pth"]["verdict"]
 
 
-def test_warmup_then_poly():
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0)
-    schedule = WarmupPoly(optimizer, 1.0, warmup=4, epochs=10)
+def rates_of(**settings) -> np.ndarray:
+    """Learning rates of the encoder's and of the other layers over ten epochs."""
+    groups = [{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(2)]
+    optimizer = torch.optim.SGD(groups, 1.0)
+    schedule = WarmupPoly(optimizer, FineTuningSettings(epochs=10, learning_rate=1.0, **settings))
     rates = []
-    for epoch in range(10):
+    for epoch in (*range(10), 1):  # the last one as after a restart
         schedule.step(epoch)
-        rates.append(optimizer.param_groups[0]["lr"])
-    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert rates[4:] == pytest.approx([(1 - i / 6) ** 0.9 for i in range(6)])
-    schedule.step(1)  # as after a restart
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.4)
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    assert rates.pop() == rates[1]
+    return np.array(rates).T
+
+
+def test_warmup_then_poly():
+    rest, encoder = rates_of(warmup=4)
+    assert rest[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert rest[4:] == pytest.approx([(1 - i / 6) ** 0.9 for i in range(6)])
+    assert np.array_equal(encoder, rest)
+
+
+def test_the_encoder_may_lag_behind():
+    rest, encoder = rates_of(warmup=2, frozen_encoder=3, encoder_rate=0.25)
+    assert np.array_equal(rest, rates_of(warmup=2)[0])
+    assert np.array_equal(encoder, np.where(np.arange(10) < 3, 0, rest / 4))
+
+
+def test_a_frozen_encoder_stays_as_transferred_and_thaws(transferred: Path, stock):
+    edit_plans(transferred / "nnUNetPlans_genesis.json", genesis__fine_tuning__3d_fullres__epochs=3,
+               genesis__fine_tuning__3d_fullres__frozen_encoder=2)  # fmt: skip
+    start = torch.load(transferred / "nnUNetPlans_genesis_3d_fullres.pth", weights_only=True)["network_weights"]
+    trainer = get_trainer_from_args(
+        "4", "3d_fullres", 0, "nnUNetTrainerGenesisFinetune", "nnUNetPlans_genesis", device=CPU
+    )
+    trainer.on_train_start()
+
+    def changed(part: str) -> bool:
+        held = trainer.network.state_dict()
+        return any(not torch.equal(held[name], start[name]) for name in held if name.startswith(part))
+
+    for epoch, thawed in enumerate((False, False, True)):
+        trainer.on_train_epoch_start()
+        encoder = trainer.optimizer.param_groups[1]["params"]
+        momentum = [parameter in trainer.optimizer.state for parameter in encoder]
+        assert any(momentum) == (epoch == 1)  # collected while frozen, dropped on thawing
+        trainer.train_step(next(trainer.dataloader_train))
+        assert changed("decoder.seg_layers")
+        assert changed("encoder.") == thawed
+        trainer.current_epoch += 1
 
 
 @pytest.mark.parametrize("kind", ["plain", "residual"])

@@ -76,7 +76,7 @@ class Curve(Drawing):
         slope = torch.tensor([-1.0 if curve.decreasing else 1.0 for curve in drawn]).to(channels).view(ends)
         inside = channels.clamp(low, high)
         place = (inside - low) * ((KNOTS - 1) / torch.where(bendable, span, 1.0))
-        left = place.nan_to_num(0.0).long().clamp_(0, KNOTS - 2).flatten(1)
+        left = place.long().clamp_(0, KNOTS - 2).flatten(1)  # NaN, too, finds a place; it stays NaN
         before, after = (table.gather(1, left + more).view_as(channels) for more in (0, 1))
         share = before + (after - before) * (place - left.view_as(channels))
         bent = (low + span * share).clamp(low, high) + slope * (channels - inside)

@@ -82,3 +82,11 @@ def test_a_large_batch_is_thinned_out_as_each_channel_is():
     channels = noise((3, 70, 90, 40))
     low, high = value_ranges(channels, (2, 98))
     assert [(a.item(), b.item()) for a, b in zip(low, high, strict=True)] == [value_range(c, (2, 98)) for c in channels]
+
+
+def test_a_batch_falls_back_to_the_extremes_of_each_channel():
+    channels = torch.full((2, 70, 70, 70), -1.0)
+    channels[0, 33, 33, 33:36] = torch.tensor([2.0, 5.0, -3.0])
+    low, high = value_ranges(channels, ROBUST)
+    assert low.tolist() == [-3, -1]
+    assert high.tolist() == [5, -1]
