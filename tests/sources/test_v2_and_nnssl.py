@@ -123,6 +123,18 @@ def test_plans_with_another_number_of_convolutions_are_not_used(convs):
     assert "plans describe another network" in source.notes[0]
 
 
+def test_a_cascade_names_the_labels_of_its_first_stage():
+    plans = small_plans()
+    configurations = plans["configurations"]
+    configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_fullres"}
+    network = build(configurations["3d_fullres"]["architecture"], 3, channels=3)
+    content = stock(plans, "3d_cascade_fullres", network)
+    content["init_args"]["dataset_json"]["labels"] = {"background": 0, "shell": 1, "core": 2}
+    assert recognise(content).channels == ["T1", "previous stage: 1", "previous stage: 2"]
+    content["init_args"]["dataset_json"]["labels"] = {"background": 0, "shell": 1}
+    assert recognise(content).channels is None  # they are not those of the network
+
+
 def test_names_of_one_tensor_must_agree():
     content = stock(small_plans())
     weights = content["network_weights"] = {key: t.clone() for key, t in content["network_weights"].items()}
