@@ -143,6 +143,8 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         train = load(self._batches(training, TRAINING), numbers, workers, self.device.type == "cuda")
         if self.corrupts_on_device:
             train = corrupted_ahead(self.device, train)
+        who = f"in batches, on {self.device}" if self.corrupts_on_device else f"by {workers} loading processes"
+        self.print_to_log_file(f"Training patches are corrupted {who}")
         repeated = itertools.cycle(range(self.num_val_iterations_per_epoch))
         # validation is always corrupted by the workers: its patches are the same ones whatever the device
         held_out = self._batches(validation, VALIDATION)
