@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import style
 from matplotlib.figure import Figure
 
 from nnunet_genesis.files import written_atomically
+
+PLAIN_STYLE = style.context("default")
+"""nnU-Net's own pictures change fonts and grids of all that are drawn after them."""
 
 COLUMNS = ("original", "corrupted", "restored", "|restored - original|")
 CELL, GAP = 1.4, 0.06
 """Width of an image of a corruption sheet, and the space between two, in inches."""
 
 
+@PLAIN_STYLE
 def restoration_sheet(
     patches: Sequence[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]],
     names: Sequence[str],
@@ -50,6 +55,7 @@ def restoration_sheet(
         figure.savefig(temporary, dpi=100)
 
 
+@PLAIN_STYLE
 def corruption_sheet(
     patches: Sequence[Sequence[np.ndarray[Any, Any]]],
     groups: Mapping[str, Sequence[str]],
@@ -118,6 +124,7 @@ def _show(ax: Any, image: np.ndarray[Any, Any], window: tuple[float, float], col
     ax.set_yticks([])
 
 
+@PLAIN_STYLE
 def pretraining_progress(log: Mapping[str, Sequence[Any]], path: Path) -> None:
     """Draw losses, restoration error against both baselines, epoch duration and learning rate over the epochs.
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import matplotlib
 import matplotlib.image
 import numpy as np
 import pytest
+import seaborn
 import torch
 
 from nnunet_genesis.corruption import RECIPES
@@ -74,6 +76,13 @@ def test_a_row_for_each_case_and_a_column_for_each_corruption_and_mixture(draw, 
     assert "defaults" not in told
     assert len(set(re.findall(r"case\d", told))) == 3
     assert cells(draw("-n", 1, "--recipe", "masking")) == (1, 1 + 1 + 3)
+
+
+def test_the_style_that_nnunet_leaves_behind_does_not_matter(draw):
+    before = draw("-n", 1)
+    with matplotlib.rc_context():
+        seaborn.set_theme(font_scale=2.5)
+        assert np.array_equal(draw("-n", 1), before)
 
 
 def test_never_more_rows_than_cases(draw):
