@@ -12,13 +12,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from nnunet_genesis.errors import CheckpointError
 from nnunet_genesis.files import written_atomically
+from nnunet_genesis.sources import Source, recognise
+from nnunet_genesis.sources.names import without_wrappers
 
-PREFIXES = ("module.", "_orig_mod.")
-"""Put before every name by distributed training and by torch.compile, in any order."""
+HARMLESS = {
+    "collections": ("OrderedDict",),
+    "numpy": ("ndarray", "dtype"),
+    "numpy.core.multiarray": ("scalar", "_reconstruct"),
+    "numpy._core.multiarray": ("scalar", "_reconstruct"),
+    "numpy._core.numeric": ("_frombuffer",),
+    "_codecs": ("encode",),
+}
+"""What a file of plans of nnU-Net v1 may ask for: containers and numbers."""
 
 
 def bare(network: nn.Module) -> nn.Module:
@@ -40,6 +51,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"The checkpoint {path} does not exist.")
+    with path.open("rb") as stream:
+        if stream.read(4) == b"\x89HDF":
+            raise CheckpointError(
+                f"{path} is an HDF5 file (Keras). Only files of PyTorch and safetensors are read; Models Genesis is "
+                "published as Genesis_Chest_CT.pt too."
+            )
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -60,6 +77,74 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_source(path: Path) -> Source:
+    """Read a checkpoint of any known kind, told by its content, without running code from it.
+
+    Known are checkpoints of nnU-Net v2, nnU-Net v1 (with or without the `.pkl` of plans beside it), nnssl and the
+    original Models Genesis 3D U-Net, and bare state dicts of these networks, also as safetensors.
+
+    Raises:
+        CheckpointError: The file is missing, cut off, unsafe, or of no known kind.
+    """
+    content = _read_safetensors(path) if _is_safetensors(path) else read_checkpoint(path)
+    beside = path.with_name(path.name + ".pkl")
+    sidecar = read_plain_pickle(beside) if beside.is_file() else None
+    try:
+        return recognise(content, sidecar)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} {error}") from None
+
+
+def read_plain_pickle(path: Path) -> dict[str, Any]:
+    """Load a pickle of plain values and numpy arrays; anything else in it is refused before it is made.
+
+    Raises:
+        CheckpointError: The file asks for something else, or is no pickle of a dictionary.
+    """
+    try:
+        with path.open("rb") as stream:
+            content = _PlainUnpickler(stream).load()
+    except _ForeignGlobalError as error:
+        raise CheckpointError(
+            f"{path} is refused: reading it would run code that it names ({error}). The checkpoint can be read without "
+            "it: move it away."
+        ) from None
+    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, LookupError, TypeError, ValueError,
+            MemoryError) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:100]
+        raise CheckpointError(f"{path} cannot be read; it is cut off or no pickle ({reason}).") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not the plans of a checkpoint.")
+    return content
+
+
+class _ForeignGlobalError(pickle.UnpicklingError):
+    """A pickle names something that is not in `HARMLESS`."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in HARMLESS.get(module, ()):
+            raise _ForeignGlobalError(f"{module}.{name}")
+        return super().find_class(module, name)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Eight bytes of length, then JSON: neither a zip archive nor a pickle starts so."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(9)[8:] == b"{"
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{path} cannot be read; it is cut off or no safetensors file ({reason}).") from None
+
+
 def network_weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
     """The state dict of an nnU-Net v2 checkpoint, without the wrappers' prefixes.
 
@@ -72,7 +157,7 @@ def network_weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, torc
             f'{path} is not a checkpoint of nnU-Net v2: it has no "network_weights" (it holds: '
             f"{', '.join(map(str, list(checkpoint)[:6])) or 'nothing'})."
         )
-    return {_without_prefixes(name): tensor for name, tensor in weights.items()}
+    return {without_wrappers(name): tensor for name, tensor in weights.items()}
 
 
 def save_plain(save: Callable[[io.BytesIO], None], description: Mapping[str, Any], path: Path) -> None:
@@ -107,12 +192,6 @@ def plain(value: Any) -> Any:
 def versions() -> dict[str, str]:
     """Versions of the packages that made a checkpoint."""
     return {name: version(name) for name in ("nnunet-genesis", "nnunetv2", "torch", "numpy")}
-
-
-def _without_prefixes(name: str) -> str:
-    while name.startswith(PREFIXES):
-        name = name.split(".", 1)[1]
-    return name
 
 
 def _numpy_scalars() -> list[Any]:

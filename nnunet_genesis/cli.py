@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         "nnUNetv2_train … -tr nnUNetTrainerGenesisFinetune, nnUNetv2_predict.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_import, _add_plan, _add_preprocess, _add_transfer, _add_trainers):
+    for add in (_add_import, _add_plan, _add_preprocess, _add_inspect, _add_transfer, _add_trainers):
         add(commands)
     return parser
 
@@ -171,6 +171,30 @@ def _preprocess(chosen: argparse.Namespace) -> int:
         print(f"{report.written} cases written to {report.folder}, {report.already_there} were finished already.")
         code = max(code, _left_out(report.failed, "nothing was written for them"))
     return code
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "inspect",
+        _inspect,
+        "Say what a checkpoint is: nnU-Net v2, nnU-Net v1, nnssl, the original Models Genesis 3D U-Net, or a "
+        "state dict (.pth, .safetensors) of one of their networks. No code in the file is run.",
+        "nnunet_genesis inspect genesis_nnunet_luna16_006.model",
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="file to look at")
+
+
+def _inspect(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.checkpoint import read_source
+    from nnunet_genesis.files import sha256
+
+    source = read_source(chosen.checkpoint)
+    for label, text in (source.facts() | {"SHA-256": sha256(chosen.checkpoint)}).items():
+        print(f"{label + ':':<15} {text}")
+    for note in source.notes:
+        print(f"{'note:':<15} {note}")
+    return 0
 
 
 def _add_transfer(commands: Any) -> None:

@@ -77,6 +77,12 @@ def plan_from_template(dataset: str, template: str, plans_name: str, settings: P
                 f"The template {template} has no intensity statistics for the CT channel {number}, which nnU-Net's CT "
                 "normalisation needs. Use --like with a planned CT dataset."
             )
+    schemes = [block.get("normalization_schemes", []) for block in plans["configurations"].values()]
+    foreign = [channel for channel in channels if channel.casefold() != "ct"]
+    if foreign and any("CTNormalization" in used for used in schemes):
+        raise DatasetError(
+            f"The template {template} normalises CT; the channel {foreign[0]} is not CT. Use another one, or --like."
+        )
     plans = copy.deepcopy(plans)
     every = {str(number): statistics.get(str(number), {}) for number in range(len(channels))}
     plans["foreground_intensity_properties_per_channel"] = every

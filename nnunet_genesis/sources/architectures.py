@@ -1,0 +1,177 @@
+"""Widths, kernels and strides, or tensors → the architecture block of nnU-Net's plans."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from nnunet_genesis.errors import CheckpointError
+
+PLAIN = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+ORIGINAL = "nnunet_genesis.unet3d.UNet3D"
+CLASSES = {name.rsplit(".", 1)[1]: name for name in (PLAIN, RESIDUAL, ORIGINAL)}
+"""Networks that are read, by the last part of their name: plans of several ages give different modules."""
+
+FIRST_CONV = {
+    PLAIN: "encoder.stages.{}.0.convs.0.conv.weight",
+    RESIDUAL: "encoder.stages.{}.blocks.0.conv1.conv.weight",
+}
+CONVS = {PLAIN: "encoder.stages.{}.0.convs.{}.conv.weight", RESIDUAL: "encoder.stages.{}.blocks.{}.conv1.conv.weight"}
+STEM = {PLAIN: FIRST_CONV[PLAIN].format(0), RESIDUAL: "encoder.stem.convs.0.conv.weight"}
+STEM[ORIGINAL] = STEM[PLAIN]
+"""Weight that reads the image."""
+
+
+def original_unet3d(features: Sequence[int], strides: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """The architecture block of the original 3D U-Net."""
+    arguments = {"features_per_stage": list(features), "strides": [list(stride) for stride in strides]}
+    return {"network_class_name": ORIGINAL, "arch_kwargs": arguments, "_kw_requires_import": []}
+
+
+def unet(
+    name: str,
+    features: Sequence[int],
+    kernels: Sequence[Sequence[int]],
+    strides: Sequence[Sequence[int]],
+    convs: Sequence[int],
+    decoder_convs: Sequence[int],
+    *,
+    bias: bool = True,
+    norm: str | None = "instancenorm.InstanceNorm",
+) -> dict[str, Any]:
+    """The architecture block of a PlainConvUNet or ResidualEncoderUNet, with nnU-Net's non-linearity and no dropout.
+
+    Args:
+        name: `PLAIN` or `RESIDUAL`.
+        features: Width of each stage.
+        kernels: Kernel of each stage; their length is the number of dimensions.
+        strides: Stride at the start of each stage.
+        convs: Convolutions (plain) or blocks (residual) of each stage.
+        decoder_convs: Convolutions of each decoder stage, lowest resolution first.
+        bias: Whether convolutions have a bias.
+        norm: Normalisation below `torch.nn.modules`, without its dimensions; None for none.
+    """
+    dimensions = len(kernels[0])
+    arguments = {
+        "n_stages": len(features),
+        "features_per_stage": list(features),
+        "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
+        "kernel_sizes": [list(kernel) for kernel in kernels],
+        "strides": [list(stride) for stride in strides],
+        "n_conv_per_stage" if name == PLAIN else "n_blocks_per_stage": list(convs),
+        "n_conv_per_stage_decoder": list(decoder_convs),
+        "conv_bias": bias,
+        "norm_op": None if norm is None else f"torch.nn.modules.{norm}{dimensions}d",
+        "norm_op_kwargs": None if norm is None else {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    imports = ["conv_op", "norm_op", "dropout_op", "nonlin"]
+    return {"network_class_name": name, "arch_kwargs": arguments, "_kw_requires_import": imports}
+
+
+def derive(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Read the architecture off the tensors' names and shapes.
+
+    A stage's stride does not show in the encoder; it equals the kernel of the transposed convolution that undoes it.
+
+    Args:
+        weights: One name per tensor, as nnU-Net v2 names them.
+
+    Returns:
+        Architecture block, and what had to be assumed.
+
+    Raises:
+        CheckpointError: These are not the tensors of a known network.
+    """
+    name = RESIDUAL if STEM[RESIDUAL] in weights else PLAIN
+    first = _counted(weights, FIRST_CONV[name])
+    if len(first) < 2 or STEM[name] not in weights or first[0].ndim not in (4, 5):
+        raise CheckpointError(unknown(weights))
+    stages = len(first)
+    undone = [weights.get(f"decoder.transpconvs.{stages - 1 - stage}.weight") for stage in range(1, stages)]
+    dimensions = first[0].ndim - 2
+    strides = [[1] * dimensions, *([2] * dimensions if up is None else list(up.shape[2:]) for up in undone)]
+    notes = ("strides are assumed to be 2: the file has no decoder to read them off",) if None in undone else ()
+    second = weights.get("encoder.stages.0.0.convs.1.conv.weight")
+    if second is not None and second.shape[0] == 2 * first[0].shape[0]:
+        return original_unet3d([2 * tensor.shape[0] for tensor in first], strides), notes
+    decoder = [len(_counted(weights, f"decoder.stages.{level}.convs.{{}}.conv.weight")) for level in range(stages - 1)]
+    start = STEM[name].removesuffix("conv.weight")
+    norm = "batchnorm.BatchNorm" if f"{start}norm.running_mean" in weights else "instancenorm.InstanceNorm"
+    return unet(
+        name,
+        [tensor.shape[0] for tensor in first],
+        [tensor.shape[2:] for tensor in first],
+        strides,
+        [len(_counted(weights, CONVS[name].format(stage, "{}"))) for stage in range(stages)],
+        [count or (1 if name == RESIDUAL else 2) for count in decoder],
+        bias=f"{start}conv.bias" in weights,
+        norm=norm if f"{start}norm.weight" in weights else None,
+    ), notes
+
+
+def checked(architecture: Any) -> dict[str, Any]:
+    """An architecture block from a file, for building: building imports and calls what the block names.
+
+    Raises:
+        CheckpointError: It names anything but a known network made of PyTorch's layers.
+    """
+    try:
+        name = str(architecture["network_class_name"])
+        arguments = plain(architecture["arch_kwargs"])
+        imports = list(architecture["_kw_requires_import"])
+        foreign = [arguments[key] for key in imports if not _is_layer(arguments[key])]
+        shown = [len(arguments[key]) for key in ("features_per_stage", "strides")]
+    except (KeyError, TypeError):
+        raise CheckpointError("describes its network incompletely.") from None
+    known = CLASSES.get(name.rsplit(".", 1)[-1])
+    if known is None or foreign or min(shown) < 2:
+        raise CheckpointError(
+            f"names a network that is not read: {', '.join(map(str, [name, *foreign]))[:150]}. "
+            f"Read are {', '.join(CLASSES)} made of PyTorch's layers."
+        )
+    return {"network_class_name": known, "arch_kwargs": arguments, "_kw_requires_import": imports}
+
+
+def unknown(weights: Mapping[str, torch.Tensor]) -> str:
+    """The sentence on tensors of an unknown network."""
+    for start, network in (
+        ("eva.", "Primus (a transformer of nnssl)"),
+        ("encoder.eva.", "Primus (a transformer of nnssl)"),
+        ("encoder.patch_embed.", "a vision transformer"),
+    ):
+        if any(name.startswith(start) for name in weights):
+            return f"holds weights of {network}; only convolutional U-Nets are read."
+    shown = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in list(weights.items())[:3])
+    return f"holds {len(weights)} tensors of an unknown network: {shown}."
+
+
+def plain(value: Any) -> Any:
+    """Tensors and tuples as lists: what JSON can hold."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _is_layer(name: Any) -> bool:
+    """Whether it is None or a layer's name, by the path under which PyTorch defines it."""
+    found = re.fullmatch(r"torch\.nn\.(?:modules\.[a-z]+\.)?([A-Z]\w+)", name) if isinstance(name, str) else None
+    layer = getattr(torch.nn, found[1], None) if found else None
+    return name is None or (isinstance(layer, type) and issubclass(layer, torch.nn.Module))
+
+
+def _counted(weights: Mapping[str, torch.Tensor], pattern: str) -> list[torch.Tensor]:
+    """The tensors whose names have 0, 1, 2, … in the pattern's place, up to the first that is missing."""
+    found: list[torch.Tensor] = []
+    while pattern.format(len(found)) in weights:
+        found.append(weights[pattern.format(len(found))])
+    return found
