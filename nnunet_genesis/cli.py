@@ -44,11 +44,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnunet_genesis",
         description="Pre-train nnU-Net on unlabeled scans, transfer the weights, fine-tune. The usual order: "
-        "import, plan, preprocess, nnUNetv2_train … -tr nnUNetTrainerGenesisPretrain, transfer, "
+        "import, plan, preprocess, preview, nnUNetv2_train … -tr nnUNetTrainerGenesisPretrain, transfer, "
         "nnUNetv2_train … -tr nnUNetTrainerGenesisFinetune, nnUNetv2_predict.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_import, _add_plan, _add_preprocess, _add_inspect, _add_transfer, _add_trainers):
+    for add in (
+        _add_import, _add_plan, _add_preprocess, _add_preview, _add_inspect, _add_transfer, _add_trainers,
+    ):  # fmt: skip
         add(commands)
     return parser
 
@@ -126,6 +128,8 @@ def _add_plan(commands: Any) -> None:
         "--recipe", default=DEFAULT_RECIPE, choices=list(RECIPES), help="values to start from (%(default)s)"
     )
     _add_settings(recipe, Recipe)
+    for name, corruption in RECIPES["paper"].corruptions.items():
+        _add_settings(parser.add_argument_group(f"corruption: {name}"), type(corruption), prefix=f"{name}_")
 
 
 def _plan(chosen: argparse.Namespace) -> int:
@@ -134,7 +138,9 @@ def _plan(chosen: argparse.Namespace) -> int:
     from nnunet_genesis.planning import plan_from_template, plan_like
     from nnunet_genesis.settings import PretrainingSettings
 
-    recipe = Recipe(**(RECIPES[chosen.recipe].block() | _given(chosen, Recipe)))
+    base = RECIPES[chosen.recipe]
+    blocks = {name: _given(chosen, type(block), f"{name}_") for name, block in base.corruptions.items()}
+    recipe = base.updated({**_given(chosen, Recipe), **blocks}, "the flags")
     settings = PretrainingSettings(**_given(chosen, PretrainingSettings), recipe=recipe)
     dataset = dataset_name(chosen.d)
     if chosen.template:
@@ -171,6 +177,40 @@ def _preprocess(chosen: argparse.Namespace) -> int:
         print(f"{report.written} cases written to {report.folder}, {report.already_there} were finished already.")
         code = max(code, _left_out(report.failed, "nothing was written for them"))
     return code
+
+
+def _add_preview(commands: Any) -> None:
+    from nnunet_genesis.corruption import RECIPES
+    from nnunet_genesis.planning import PLANS_NAME
+
+    parser = _command(
+        commands,
+        "preview",
+        _preview,
+        "Draw preprocessed patches under every corruption alone and under the recipe, before hours of training.",
+        "nnunet_genesis preview -d 501 -c 3d_fullres -o corruptions.png",
+    )
+    parser.add_argument("-d", required=True, metavar="ID", help="preprocessed dataset, id or name")
+    parser.add_argument("-c", required=True, metavar="CONFIGURATION", help="2d, 3d_lowres or 3d_fullres")
+    parser.add_argument("-p", default=PLANS_NAME, metavar="PLANS", help="plans with recipe and seed (%(default)s)")
+    parser.add_argument("-o", required=True, type=Path, metavar="PNG", help="picture to write")
+    parser.add_argument("-n", type=int, default=3, metavar="N", help="patches, each of another case (%(default)s)")
+    parser.add_argument("--channel", metavar="NAME", help="channel to draw (the first)")
+    parser.add_argument("--recipe", choices=list(RECIPES), help="recipe to draw in place of that of the plans")
+
+
+def _preview(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.datasets import dataset_name
+    from nnunet_genesis.preview import preview
+
+    dataset = dataset_name(chosen.d)
+    drawn = preview(
+        dataset, chosen.p, chosen.c, chosen.o, recipe=chosen.recipe, channel=chosen.channel, rows=chosen.n
+    )  # fmt: skip
+    if drawn.defaults:
+        print(f"The plans {chosen.p} have no settings for pre-training: the defaults hold.")
+    print(f"Wrote {chosen.o}: patches of {', '.join(drawn.cases)}.")
+    return 0
 
 
 def _add_inspect(commands: Any) -> None:
@@ -273,16 +313,16 @@ def _add_processes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-np", type=int, default=4, metavar="N", help="number of processes (%(default)s)")
 
 
-def _add_settings(parser: Any, kind: Any, names: Iterable[str] = ()) -> None:
-    """One flag per declared setting: `--shuffle-windows` for `shuffle_windows`; the default is not filled in."""
+def _add_settings(parser: Any, kind: Any, names: Iterable[str] = (), prefix: str = "") -> None:
+    """One flag per declared setting: `--cutout-windows` for `windows` of `cutout_`; the default is not filled in."""
     for declared in fields(kind):
         if "text" not in declared.metadata or (names and declared.name not in names):
             continue
         default: Any = declared.default
         pair = isinstance(default, tuple)
         parser.add_argument(
-            FLAGS.get(declared.name, "--" + declared.name.replace("_", "-")),
-            dest=declared.name,
+            FLAGS.get(declared.name, "--" + (prefix + declared.name).replace("_", "-")),
+            dest=prefix + declared.name,
             default=argparse.SUPPRESS,
             type=type(default[0]) if pair else type(default),
             nargs=2 if pair else None,
@@ -298,10 +338,10 @@ def _placeholder(declared: Any) -> Any:
     return None if declared.metadata["choices"] else "X" if isinstance(declared.default, float) else "N"
 
 
-def _given(chosen: argparse.Namespace, kind: Any) -> dict[str, Any]:
+def _given(chosen: argparse.Namespace, kind: Any, prefix: str = "") -> dict[str, Any]:
     """The settings of one kind that were given as flags."""
-    return {declared.name: getattr(chosen, declared.name) for declared in fields(kind) if declared.name in chosen
-            and "text" in declared.metadata}  # fmt: skip
+    names = [declared.name for declared in fields(kind) if "text" in declared.metadata]
+    return {name: getattr(chosen, prefix + name) for name in names if prefix + name in chosen}
 
 
 def _left_out(reasons: dict[str, str], advice: str) -> int:

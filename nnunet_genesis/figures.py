@@ -1,4 +1,4 @@
-"""Pictures: restored patches, and the progress of a pre-training."""
+"""Pictures: corrupted patches, restored patches, and the progress of a pre-training."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from nnunet_genesis.files import written_atomically
 
 COLUMNS = ("original", "corrupted", "restored", "|restored - original|")
+CELL, GAP = 1.4, 0.06
+"""Width of an image of a corruption sheet, and the space between two, in inches."""
 
 
 def restoration_sheet(
@@ -35,25 +37,85 @@ def restoration_sheet(
         original, corrupted, restored = (_central_slice(image) for image in patch)
         outside = ~np.isfinite(original)
         images = [original, corrupted, restored, np.abs(restored - original)]
-        low, high = (np.nanpercentile(original, q) for q in (0.5, 99.5)) if not outside.all() else (0.0, 1.0)
+        low, high = _window(original)
         for column, image in enumerate(images):
-            ax = axes[row, column]
             shown = np.where(outside, np.nan, image)
             window = (low, high) if column < 3 else (0, max(high - low, 1e-6) / 2)
-            ax.imshow(shown, cmap="gray" if column < 3 else "inferno", vmin=window[0], vmax=window[1])
-            ax.set_xticks([])
-            ax.set_yticks([])
-            if row == 0:
-                ax.set_title(COLUMNS[column], fontsize=10)
+            _show(axes[row, column], shown, window, "gray" if column < 3 else "inferno")
         axes[row, 0].set_ylabel(name, fontsize=8)
+    for ax, heading in zip(axes[0], COLUMNS, strict=True):
+        ax.set_title(heading, fontsize=10)
     figure.suptitle(title, fontsize=11)
     with written_atomically(path) as temporary:
         figure.savefig(temporary, dpi=100)
 
 
-def _central_slice(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    channel = np.asarray(image[0], dtype=np.float32)
-    return channel[channel.shape[0] // 2] if channel.ndim == 3 else channel
+def corruption_sheet(
+    patches: Sequence[Sequence[np.ndarray[Any, Any]]],
+    groups: Mapping[str, Sequence[str]],
+    names: Sequence[str],
+    title: str,
+    path: Path,
+    channel: int = 0,
+) -> None:
+    """Draw one row per patch: the original and its corrupted versions, in the grey window of the original.
+
+    Args:
+        patches: For each row one image per column, the original first, each (C, *spatial); drawn is the central slice
+            along the first axis, stretched where it is too thin to be seen. Voxels that are not finite stay white.
+        groups: Headings of neighbouring columns, and the heading of each group.
+        names: One label per row.
+        title: Heading.
+        path: PNG file to write.
+        channel: Number of the channel to draw.
+    """
+    rows = [[_central_slice(image, channel) for image in patch] for patch in patches]
+    heights = [CELL * min(max(row[0].shape[0] / row[0].shape[1], 0.4), 2.0) for row in rows]
+    spans, right = [], 0.3
+    for headings in groups.values():
+        spans.append([right + (CELL + GAP) * n for n in range(len(headings))])
+        right = spans[-1][-1] + CELL + 4 * GAP
+    width, height = right - 3 * GAP, sum(heights) + len(rows) * GAP + 0.7
+    figure = Figure(figsize=(width, height))
+    figure.text(0.3 / width, 1 - 0.08 / height, title, fontsize=10, va="top")
+    for (group, headings), lefts in zip(groups.items(), spans, strict=True):
+        centre = (lefts[0] + lefts[-1] + CELL) / 2
+        figure.text(centre / width, 1 - 0.42 / height, group, fontsize=10, ha="center", va="center")
+        for heading, left in zip(headings, lefts, strict=True):
+            figure.text((left + CELL / 2) / width, 1 - 0.6 / height, heading, fontsize=9, ha="center", va="center")
+    bottom = height - 0.7
+    for images, name, tall in zip(rows, names, heights, strict=True):
+        bottom -= tall
+        for image, left in zip(images, [left for lefts in spans for left in lefts], strict=True):
+            ax = figure.add_axes((left / width, bottom / height, CELL / width, tall / height))
+            _show(ax, image, _window(images[0]), "gray")
+            ax.set_aspect("auto")
+        letters = int(14 * tall)
+        label = name if len(name) <= letters else f"…{name[1 - letters :]}"
+        figure.text(
+            0.15 / width, (bottom + tall / 2) / height, label, fontsize=8, rotation=90, ha="center", va="center"
+        )
+        bottom -= GAP
+    with written_atomically(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def _central_slice(image: np.ndarray[Any, Any], channel: int = 0) -> np.ndarray[Any, Any]:
+    voxels = np.asarray(image[channel], dtype=np.float32)
+    return voxels[voxels.shape[0] // 2] if voxels.ndim == 3 else voxels
+
+
+def _window(image: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """The greys that show an image, few outliers aside; (0, 1) if no pixel is finite."""
+    known = image[np.isfinite(image)]
+    low, high = np.percentile(known, (0.5, 99.5)) if known.size else (0.0, 1.0)
+    return float(low), float(high)
+
+
+def _show(ax: Any, image: np.ndarray[Any, Any], window: tuple[float, float], colours: str) -> None:
+    ax.imshow(image, cmap=colours, vmin=window[0], vmax=window[1])
+    ax.set_xticks([])
+    ax.set_yticks([])
 
 
 def pretraining_progress(log: Mapping[str, Sequence[Any]], path: Path) -> None:

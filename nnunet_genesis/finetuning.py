@@ -67,7 +67,7 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
     def initialize(self) -> None:
         """As in nnU-Net, after a look for the preprocessed volumes."""
         with one_line():
-            volumes_folder(self)
+            volumes_folder(self.plans_manager.plans, self.configuration_name)
             refuse_missing_first_stage(self)
         super().initialize()
 

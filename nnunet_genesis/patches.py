@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from nnunet_genesis.corruption import Recipe, make_pair
+from nnunet_genesis.corruption import Drawn, Recipe, corrupt, corrupt_batch, draw, flipped, to_restore
 
 ATTEMPTS = 10
 """Crops tried before one that is nearly empty is accepted."""
@@ -29,7 +31,8 @@ class PatchBatches(Dataset[dict[str, Any]]):
 
     A batch is nnU-Net's dictionary: `data` float32 (B, C, *patch), `target` alike, `keys` the case identifiers.
     Where a volume is smaller than the patch, `data` is padded with 0, as in nnU-Net, and `target` with NaN:
-    voxels without a finite target carry no loss.
+    voxels without a finite target carry no loss. If `corrupt` is false, `target` holds the clean patches and
+    there is no `data` but `drawn`: `corrupted_on` makes both of them.
     """
 
     volumes: Any
@@ -46,6 +49,8 @@ class PatchBatches(Dataset[dict[str, Any]]):
     seed: int
     stream: int
     minimum_contrast: float
+    corrupt: bool = True
+    """Whether patches are corrupted here, or later in batches."""
     _spread: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -55,23 +60,28 @@ class PatchBatches(Dataset[dict[str, Any]]):
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Batch `number`, counted from 0."""
         begin = number * self.global_batch_size + self.first
-        samples = [self.sample(begin + i) for i in range(self.batch_size)]
+        crops, drawn, keys = zip(*(self.crop(begin + i) for i in range(self.batch_size)), strict=True)
+        if not self.corrupt:
+            return {"keys": list(keys), "drawn": list(drawn), "target": self._padded(crops, math.nan)}
         return {
-            "data": torch.stack([data for data, _, _ in samples]),
-            "target": torch.stack([target for _, target, _ in samples]),
-            "keys": [key for _, _, key in samples],
+            "keys": list(keys),
+            "data": self._padded(map(corrupt, crops, drawn), 0.0),
+            "target": self._padded(map(to_restore, crops, drawn), math.nan),
         }
 
-    def sample(self, k: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-        """Sample `k`: corrupted and original patch, float32 (C, *patch), and the case they are from."""
+    def _padded(self, patches: Iterable[torch.Tensor], value: float) -> torch.Tensor:
+        return torch.stack([pad(patch, self.patch_size, value) for patch in patches])
+
+    def crop(self, k: int) -> tuple[torch.Tensor, Drawn, str]:
+        """Sample `k`: a clean crop, float32 (C, *at most the patch), what is to be done to it, and the case."""
         crops = np.random.default_rng([self.seed, self.stream, k, 0])
         corruptions = np.random.default_rng([self.seed, self.stream, k, 1])
         cases = self.volumes.identifiers
         # validation walks through the volumes, in random order in case there are more of them than patches
         case = self._walk[k % len(cases)] if self.stream == VALIDATION else cases[crops.integers(len(cases))]
-        crop = self._informative_crop(case, crops)
-        corrupted, clean = make_pair(torch.from_numpy(crop), self.recipe, corruptions)
-        return pad(corrupted, self.patch_size, 0.0), pad(clean, self.patch_size, float("nan")), case
+        crop = torch.from_numpy(self._informative_crop(case, crops))
+        drawn = draw(crop.shape, self.recipe, corruptions)
+        return flipped(crop, drawn), drawn, case
 
     def _informative_crop(self, case: str, rng: np.random.Generator) -> np.ndarray[Any, Any]:
         """A random crop that is not empty air, (C, *at most the patch), float32."""
@@ -131,6 +141,34 @@ def pad(patch: torch.Tensor, patch_size: tuple[int, ...], value: float) -> torch
     missing = [want - have for have, want in zip(patch.shape[1:], patch_size, strict=True)]
     sides = [side for gap in reversed(missing) for side in (gap // 2, gap - gap // 2)]
     return torch.nn.functional.pad(patch, sides, value=value)
+
+
+def corrupted_on(device: torch.device, batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch with `drawn` → the same batch with `data` and `target`, corrupted on a device without padding."""
+    clean, drawn = batch["target"].to(device, non_blocking=True), batch["drawn"]
+    data, target = torch.zeros_like(clean), clean.clone()
+    for shape in sorted({one.shape for one in drawn}):
+        members = [n for n, one in enumerate(drawn) if one.shape == shape]
+        window = [slice(None)]
+        for have, want in zip(clean.shape[2:], shape[1:], strict=True):
+            start = (have - want) // 2  # where `pad` puts it
+            window.append(slice(start, start + want))
+        crops = torch.stack([clean[n][tuple(window)] for n in members])
+        corrupted = corrupt_batch(crops, [drawn[n] for n in members])
+        for place, n in enumerate(members):
+            data[n][tuple(window)] = corrupted[place]
+            target[n][tuple(window)] = to_restore(crops[place], drawn[n])
+    return {**batch, "data": data, "target": target}
+
+
+def corrupted_ahead(device: torch.device, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """`corrupted_on` for endless batches, in a thread, one batch ahead: a GPU is fed while it trains."""
+    with ThreadPoolExecutor(1, "corruption") as thread:
+        following = thread.submit(lambda: corrupted_on(device, next(batches)))
+        while True:
+            batch = following.result()
+            following = thread.submit(lambda: corrupted_on(device, next(batches)))
+            yield batch
 
 
 def load(batches: PatchBatches, numbers: Iterable[int], workers: int, pin_memory: bool) -> Iterator[dict[str, Any]]:

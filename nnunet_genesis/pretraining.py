@@ -19,12 +19,12 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import autocast, nn
 
 from nnunet_genesis.checkpoint import bare, plain, save_plain, versions
-from nnunet_genesis.corruption import CORRUPTIONS, Recipe
+from nnunet_genesis.corruption import Recipe, compile_loops, corrupt
 from nnunet_genesis.datasets import channel_names
 from nnunet_genesis.errors import DatasetError, one_line
 from nnunet_genesis.figures import pretraining_progress, restoration_sheet
 from nnunet_genesis.files import write_json
-from nnunet_genesis.patches import TRAINING, VALIDATION, PatchBatches, load, ranked
+from nnunet_genesis.patches import TRAINING, VALIDATION, PatchBatches, corrupted_ahead, load, pad, ranked
 from nnunet_genesis.restoration import RestorationLoss, freeze_unused_heads, mean_errors, restoration_errors
 from nnunet_genesis.settings import PretrainingSettings
 from nnunet_genesis.training import check_before_training, volumes_folder
@@ -109,7 +109,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
     def initialize(self) -> None:
         """As in nnU-Net, with seeded initial weights, after a look for the preprocessed volumes."""
         with one_line():
-            volumes_folder(self)
+            volumes_folder(self.plans_manager.plans, self.configuration_name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             super().initialize()
@@ -139,8 +139,12 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         workers = get_allowed_n_proc_DA()
         # a resumed training goes on where the stream of batches stopped
         numbers = itertools.count(self.current_epoch * self.num_iterations_per_epoch)
+        compile_loops()
         train = load(self._batches(training, TRAINING), numbers, workers, self.device.type == "cuda")
+        if self.corrupts_on_device:
+            train = corrupted_ahead(self.device, train)
         repeated = itertools.cycle(range(self.num_val_iterations_per_epoch))
+        # validation is always corrupted by the workers: its patches are the same ones whatever the device
         held_out = self._batches(validation, VALIDATION)
         return train, load(held_out, repeated, (workers + 1) // 2, self.device.type == "cuda")
 
@@ -159,7 +163,14 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
             seed=self.settings.seed,
             stream=stream,
             minimum_contrast=self.settings.minimum_contrast,
+            corrupt=stream == VALIDATION or not self.corrupts_on_device,
         )
+
+    @property
+    def corrupts_on_device(self) -> bool:
+        """Whether training patches are corrupted in batches, by the device that trains."""
+        choice = self.settings.corrupt_on
+        return choice == "device" or (choice == "auto" and self.device.type == "cuda")
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """As in nnU-Net; AdamW's step counters stay on the CPU, where it reads them without waiting for the GPU."""
@@ -234,7 +245,9 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         network = bare(self.network).eval()
         rows, labels = [], []
         for k in range(SHEET_ROWS):
-            corrupted, original, case = batches.sample(k)
+            crop, drawn, case = batches.crop(k)
+            original = pad(crop, batches.patch_size, math.nan)
+            corrupted = pad(corrupt(crop, drawn), batches.patch_size, 0.0)
             restored = network(corrupted[None].to(self.device))[0].float().cpu()
             rows.append((original.numpy(), corrupted.numpy(), restored.numpy()))
             labels.append(case)
@@ -271,8 +284,8 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         _, self.validation_cases = self.do_split()
         self.set_deep_supervision_enabled(False)
         self.network.eval()
-        summary = {"recipe": self._restoration_errors(self.settings.recipe)} | {
-            f"{name} alone": self._restoration_errors(self.settings.recipe.only(name)) for name in CORRUPTIONS
+        summary = {"recipe": self.errors_on_held_out(self.settings.recipe)} | {
+            f"{name} alone": self.errors_on_held_out(recipe) for name, recipe in self.settings.recipe.alone().items()
         }
         if self.local_rank == 0:
             facts = {"unit": "MSE and MAE in normalised intensities, PSNR in dB", "epochs": self.current_epoch,
@@ -288,7 +301,8 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         if self.is_ddp:
             dist.barrier()
 
-    def _restoration_errors(self, recipe: Recipe) -> dict[str, float]:
+    def errors_on_held_out(self, recipe: Recipe) -> dict[str, float]:
+        """Mean errors of restoring held-out patches, the same ones every time, that a recipe corrupted."""
         batches = self._batches(self.validation_cases, VALIDATION, recipe)
         numbers = range(self.num_val_iterations_per_epoch)
         workers = (get_allowed_n_proc_DA() + 1) // 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
 from typing_extensions import Self
@@ -54,16 +54,31 @@ class Settings:
         Raises:
             SettingsError: Unknown key, wrong type or value out of range.
         """
+        return cls().updated(block, where)
+
+    def updated(self, block: Mapping[str, Any], where: str) -> Self:
+        """A copy with the values of a JSON block; blocks within it update nested settings alike.
+
+        Args:
+            block: Names and values.
+            where: Where the block stands, for error messages.
+
+        Raises:
+            SettingsError: Unknown key, wrong type or value out of range.
+        """
         if not isinstance(block, Mapping):
             raise SettingsError(f"{where} must be a block of settings in braces, not {block!r}.")
-        known = [declared.name for declared in fields(cls)]
-        for key in block:
+        known, values = [declared.name for declared in fields(self)], {}
+        for key, entry in block.items():
             if key not in known:
                 close = difflib.get_close_matches(key, known, 1)
                 hint = f'did you mean "{close[0]}"?' if close else f"known keys are {', '.join(known)}."
                 raise SettingsError(f'Unknown key "{key}" in {where}: {hint}')
+            current = getattr(self, key)
+            nested = isinstance(current, Settings) and not isinstance(entry, Settings)
+            values[key] = current.updated(entry, f'{where} / "{key}"') if nested else entry
         try:
-            return cls(**block)
+            return replace(self, **values)
         except SettingsError as error:
             raise SettingsError(f"In {where}: {error}") from None
 

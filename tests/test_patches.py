@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunet_genesis.corruption import RECIPES
-from nnunet_genesis.patches import TRAINING, VALIDATION, PatchBatches, load, pad, random_crop
-
-PLAIN = replace(
-    RECIPES["paper"], flip_probability=0, shuffle_probability=0, curve_probability=0, painting_probability=0
+from nnunet_genesis.patches import (
+    TRAINING,
+    VALIDATION,
+    PatchBatches,
+    corrupted_ahead,
+    corrupted_on,
+    load,
+    pad,
+    random_crop,
 )
+
+CPU = torch.device("cpu")
+PLAIN = RECIPES["paper"].without()
 
 
 class Volumes:
@@ -79,9 +86,44 @@ def test_validation_walks_through_all_volumes():
 
 def test_other_recipes_corrupt_the_same_crops():
     one = batches(VOLUMES, stream=VALIDATION, recipe=PLAIN)[0]
-    other = batches(VOLUMES, stream=VALIDATION, recipe=RECIPES["paper"].only("intensity"))[0]
+    other = batches(VOLUMES, stream=VALIDATION, recipe=RECIPES["paper"].alone()["intensity"])[0]
     assert torch.equal(torch.nan_to_num(one["target"]), torch.nan_to_num(other["target"]))
     assert not torch.equal(one["data"], other["data"])
+
+
+@pytest.mark.parametrize("recipe", ["paper", "masking"])
+@pytest.mark.parametrize("patch_size", [(8, 8, 8), (12, 10)])
+def test_patches_are_corrupted_on_the_device_without_their_padding(recipe, patch_size):
+    still = RECIPES[recipe].updated({"cutout": {"probability": 0}, "shuffling": {"probability": 0}}, "")
+    changes = {"recipe": still, "batch_size": 6, "global_batch_size": 6}
+    for number in range(3):
+        wanted = batches(VOLUMES, patch_size, **changes)[number]
+        raw = batches(VOLUMES, patch_size, corrupt=False, **changes)[number]
+        assert "data" not in raw
+        made = corrupted_on(CPU, raw)
+        assert made["keys"] == wanted["keys"]
+        assert torch.equal(made["target"].isnan(), wanted["target"].isnan())
+        torch.testing.assert_close(made["target"], wanted["target"], equal_nan=True, rtol=0, atol=0)
+        torch.testing.assert_close(made["data"], wanted["data"], rtol=1e-4, atol=1e-4)
+        assert (made["data"][~raw["target"].isfinite()] == 0).all()
+
+
+def test_what_was_drawn_travels_from_workers_to_the_device():
+    alone = [batches(VOLUMES, corrupt=False, recipe=RECIPES["released"])[n] for n in range(4)]
+    sent = load(batches(VOLUMES, corrupt=False, recipe=RECIPES["released"]), itertools.count(), 2, False)
+    made = itertools.islice(corrupted_ahead(CPU, sent), 4)
+    assert all(same(corrupted_on(CPU, one), other) for one, other in zip(alone, made, strict=True))
+
+
+def test_what_goes_wrong_ahead_is_not_lost():
+    def broken():
+        yield batches(VOLUMES, corrupt=False)[0]
+        raise OSError("the disk is gone")
+
+    ahead = corrupted_ahead(CPU, broken())
+    assert "data" in next(ahead)
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(ahead)
 
 
 @settings(max_examples=40, deadline=None)
@@ -129,13 +171,14 @@ def test_crops_avoid_empty_air():
     shares = {}
     for contrast in (0.0, 0.2):
         sampler = batches(Volumes(body_in_air()), recipe=PLAIN, minimum_contrast=contrast)
-        shares[contrast] = np.mean([sampler.sample(k)[0].std() < 0.1 for k in range(60)])
+        shares[contrast] = np.mean([sampler.crop(k)[0].std() < 0.1 for k in range(60)])
     assert shares[0.0] > 0.3
     assert shares[0.2] < 0.05
 
 
 def test_a_volume_of_air_does_not_hang():
-    data, target, _ = batches(Volumes(np.zeros((1, 20, 20, 20), np.float32))).sample(0)
+    batch = batches(Volumes(np.zeros((1, 20, 20, 20), np.float32)))[0]
+    data, target = batch["data"], batch["target"]
     assert (data == 0).all()
     assert (target == 0).all()
 

@@ -34,6 +34,7 @@ MAY_USE: dict[str, set[str]] = {
     "volumes": GROUND | {"files", "workers", "scans", "scan_images", "import_journal"},
     "planning": GROUND | {"datasets", "files", "locations", "settings"},
     "preprocessing": GROUND | {"datasets", "files", "planning", "scan_images", "workers"},
+    "preview": GROUND | {"corruption", "datasets", "figures", "patches", "settings", "training"},
     "transferring": GROUND | {"checkpoint", "datasets", "files", "settings", "transfer"},
     "pretraining": GROUND | {"checkpoint", "corruption", "datasets", "figures", "files", "patches", "restoration",
                              "settings", "training"},

@@ -52,6 +52,10 @@ def results(folder: Path, trainer: str) -> Path:
     return found
 
 
+def pretraining_plans(folder: Path) -> Path:
+    return folder / "nnUNet_preprocessed/Dataset501_Scans/nnUNetGenesisPlans.json"
+
+
 def edit_plans(path: Path, **changes) -> None:
     plans = json.loads(path.read_text())
     for key, value in changes.items():
@@ -63,7 +67,9 @@ def edit_plans(path: Path, **changes) -> None:
     path.write_text(json.dumps(plans))
 
 
-def test_an_interrupted_pretraining_ends_like_an_uninterrupted_one(ready: Path, stock, monkeypatch):
+@pytest.mark.parametrize("corrupt_on", ["workers", "device"])
+def test_an_interrupted_pretraining_ends_like_an_uninterrupted_one(ready: Path, stock, monkeypatch, corrupt_on):
+    edit_plans(pretraining_plans(ready), genesis__pretraining__corrupt_on=corrupt_on)
     stock("nnUNetv2_train", *PRETRAIN)
     folder = results(ready, "nnUNetTrainerGenesisPretrain")
     whole = torch.load(folder / "checkpoint_final.pth", weights_only=True)
@@ -96,6 +102,19 @@ def test_an_interrupted_pretraining_ends_like_an_uninterrupted_one(ready: Path, 
     assert (folder / "restoration_summary.json").is_file()
 
 
+def test_validation_does_not_depend_on_where_training_patches_are_corrupted(ready: Path, stock):
+    logs = {}
+    for corrupt_on in ("workers", "device"):
+        edit_plans(
+            pretraining_plans(ready), genesis__pretraining__corrupt_on=corrupt_on, genesis__pretraining__epochs=1
+        )
+        stock("nnUNetv2_train", *PRETRAIN)
+        folder = results(ready, "nnUNetTrainerGenesisPretrain")
+        logs[corrupt_on] = torch.load(folder / "checkpoint_final.pth", weights_only=True)["logging"]
+    assert logs["workers"]["copy_mse"] == logs["device"]["copy_mse"]
+    assert logs["workers"]["train_losses"] != logs["device"]["train_losses"]
+
+
 def test_checkpoints_and_logs_speak_of_restoration(ready: Path, stock):
     stock("nnUNetv2_train", *PRETRAIN)
     folder = results(ready, "nnUNetTrainerGenesisPretrain")
@@ -122,7 +141,7 @@ def test_checkpoints_and_logs_speak_of_restoration(ready: Path, stock):
     ],
 )  # fmt: skip
 def test_pretraining_refuses_in_one_line(ready: Path, stock, changes, message):
-    edit_plans(ready / "nnUNet_preprocessed/Dataset501_Scans/nnUNetGenesisPlans.json", **changes)
+    edit_plans(pretraining_plans(ready), **changes)
     with pytest.raises(SystemExit, match=message) as refusal:
         stock("nnUNetv2_train", *PRETRAIN)
     assert "\n" not in str(refusal.value.code)

@@ -9,6 +9,7 @@ import pytest
 from nnunet_genesis.corruption import RECIPES, Recipe
 from nnunet_genesis.errors import SettingsError
 from nnunet_genesis.settings import FineTuningSettings, PretrainingSettings
+from nnunet_genesis.validated import Settings
 
 
 @pytest.mark.parametrize("settings", [PretrainingSettings(), FineTuningSettings(), *RECIPES.values()])
@@ -34,9 +35,10 @@ def test_what_is_written_is_read_back(settings):
         ({"validation_share": 0.9}, '"validation_share" must be at most 0.5'),
         ({"loss": "ssim"}, '"loss" must be mse or l1'),
         ({"recipe": "Paper"}, "paper"),
-        ({"recipe": {"shuffle_window": 3}}, 'Unknown key "shuffle_window".*"shuffle_windows"'),
-        ({"recipe": {"curve_probability": 1.5}}, '"curve_probability" must be at most 1'),
-        ({"recipe": {"outer_extent": [0.9, 0.2]}}, '"outer_extent" must be two ascending numbers'),
+        ({"recipe": {"shuffling": {"window": 3}}}, 'Unknown key "window".*"recipe" / "shuffling".*"windows"'),
+        ({"recipe": {"intensity": {"probability": 1.5}}}, '"probability" must be at most 1'),
+        ({"recipe": {"cutout": {"outer_extent": [0.9, 0.2]}}}, '"outer_extent" must be two ascending numbers'),
+        ({"corrupt_on": "gpu"}, '"corrupt_on" must be auto or workers or device'),
     ],
 )
 def test_wrong_pretraining_settings_are_named(block, message):
@@ -72,6 +74,6 @@ def test_a_named_recipe_stands_for_its_values():
 
 
 def test_every_setting_has_a_help_text():
-    for kind in (PretrainingSettings, FineTuningSettings, Recipe):
-        missing = [f.name for f in fields(kind) if "text" not in f.metadata and f.name != "recipe"]
+    for kind in (PretrainingSettings, FineTuningSettings, Recipe, *map(type, Recipe().corruptions.values())):
+        missing = [f.name for f in fields(kind) if "text" not in f.metadata and not isinstance(f.default, Settings)]
         assert not missing

@@ -10,9 +10,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nnunet_genesis.corruption.curve import Curve
-from nnunet_genesis.corruption.painting import Painting
-from nnunet_genesis.corruption.shuffle import Shuffle
+from nnunet_genesis.corruption.corruption import Drawing
+from nnunet_genesis.corruption.cutout import Painting
+from nnunet_genesis.corruption.intensity import Curve
+from nnunet_genesis.corruption.shuffling import Shuffle
 
 SPATIAL = [(24, 20, 16), (1, 32, 32), (7, 9, 40), (33, 31), (1, 1, 1), (1, 1), (64, 3), (14, 48, 48)]
 DTYPES = [torch.float16, torch.float32]
@@ -20,6 +21,23 @@ DTYPES = [torch.float16, torch.float32]
 shapes = st.lists(st.integers(1, 24), min_size=2, max_size=3).map(tuple)
 seeds = st.integers(0, 2**32)
 dtypes = st.sampled_from(DTYPES)
+
+
+def on_cpu(channel: Tensor, drawing: Drawing, low: float, high: float) -> Tensor:
+    """The channel after the compiled loops of the CPU path, in its own type."""
+    wide = channel.to(torch.promote_types(channel.dtype, torch.float32), copy=True).contiguous()
+    drawing.apply(wide, low, high)
+    return wide.to(channel.dtype)
+
+
+def in_batch(channel: Tensor, drawing: Drawing, low: float, high: float) -> Tensor:
+    """The channel after the batched path of devices, run on the CPU."""
+    wide = channel.to(torch.promote_types(channel.dtype, torch.float32), copy=True).contiguous()[None]
+    drawing.apply_batch([drawing], wide, torch.tensor([low]).to(wide), torch.tensor([high]).to(wide))
+    return wide[0].to(channel.dtype)
+
+
+WAYS = [on_cpu, in_batch]
 
 
 def noise(shape: Sequence[int], seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -59,19 +77,23 @@ def bent_value(value: float, drawn: Curve, low: float, high: float) -> float:
 
 
 def shuffled(values: np.ndarray, drawn: Shuffle) -> np.ndarray:
-    """Shuffle one window after another, voxel by voxel."""
-    rng = np.random.default_rng(drawn.seed)
-    shape, out = values.shape, values.copy()
-    lengths = rng.integers(1, np.array(drawn.longest) + 1, size=(drawn.windows, len(shape)))
-    starts = rng.integers(0, np.array(shape) - lengths + 1)
-    for start, length in zip(starts, lengths, strict=True):
-        places = list(itertools.product(*(range(a, a + n) for a, n in zip(start, length, strict=True))))
-        held = [out[place] for place in places]
-        order = list(range(len(held)))
-        rng.shuffle(order)
-        for place, source in zip(places, order, strict=True):
-            out[place] = held[source]
+    """Shuffle one window after another, voxel by voxel, with the random numbers written out."""
+    out, state = values.copy(), _following(drawn.seed)
+    for window in drawn.windows.tolist():
+        places = list(itertools.product(*(range(low, high) for low, high in window)))
+        held = []
+        for place in places:
+            state = _following(state)
+            chosen = (state >> 32) * (len(held) + 1) >> 32
+            held.append(None)
+            held[-1], held[chosen] = held[chosen], out[place]
+        for place, value in zip(places, held, strict=True):
+            out[place] = value
     return out
+
+
+def _following(state: int) -> int:
+    return (state * 6364136223846793005 + 1442695040888963407) % 2**64
 
 
 def inside(shape: Sequence[int], drawn: Painting) -> np.ndarray:

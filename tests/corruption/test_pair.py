@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import pickle
 
 import numpy as np
@@ -8,20 +7,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_genesis.corruption import CORRUPTIONS, RECIPES, Drawn, corrupt, draw, flipped, make_pair, replay
+from nnunet_genesis.corruption import RECIPES, corrupt, corrupt_batch, draw, flipped, make_pair, replay
 from nnunet_genesis.errors import DatasetError
 from tests.corruption.reference import SPATIAL, bits, dtypes, noise, ordered, seeds, shapes
 
-recipes = st.sampled_from([*RECIPES.values(), *(RECIPES["released"].only(name) for name in CORRUPTIONS)])
+SINGLE = RECIPES["released"].alone()
+recipes = st.sampled_from([*RECIPES.values(), *SINGLE.values()])
+restoring_all = st.sampled_from([RECIPES["paper"], RECIPES["released"], *SINGLE.values()])
 channels = st.integers(1, 5)
-IDENTITY = dataclasses.replace(
-    RECIPES["paper"], flip_probability=0, shuffle_probability=0, curve_probability=0, painting_probability=0
-)
+IDENTITY = RECIPES["paper"].without()
 
 
 def light(recipe):
     """Fewer windows, so that many examples are quick."""
-    return dataclasses.replace(recipe, shuffle_windows=100)
+    return recipe.updated({"shuffling": {"windows": 100}}, "")
+
+
+def corrupt_alone(patch, drawn):
+    return corrupt_batch(patch[None], [drawn])[0]
+
+
+APPLIED = [corrupt, corrupt_alone]
 
 
 def rng(seed=0):
@@ -33,15 +39,67 @@ def rng(seed=0):
 def test_shape_type_and_input_are_kept(recipe, count, shape, seed, dtype):
     patch = noise((count, *shape), seed, dtype)
     before = bits(patch)
-    corrupted, clean = make_pair(patch, light(recipe), rng(seed))
+    corrupted, target = make_pair(patch, light(recipe), rng(seed))
     assert bits(patch) == before
-    for result in (corrupted, clean):
+    for result in (corrupted, target):
         assert result.shape == patch.shape
         assert result.dtype == dtype
         assert result.is_contiguous()
         assert result.untyped_storage().data_ptr() != patch.untyped_storage().data_ptr()
-        assert result.isfinite().all()
-    assert corrupted.untyped_storage().data_ptr() != clean.untyped_storage().data_ptr()
+    assert corrupted.isfinite().all()
+    assert not target.isinf().any()
+    assert corrupted.untyped_storage().data_ptr() != target.untyped_storage().data_ptr()
+
+
+edges = st.integers(1, 300)
+patch_shapes = st.one_of(
+    st.tuples(st.integers(1, 5), edges, edges), st.tuples(st.integers(1, 5), st.integers(1, 16), edges, edges)
+)
+
+
+@pytest.mark.parametrize("applied", APPLIED)
+@settings(max_examples=25, deadline=None)
+@given(recipes, patch_shapes, dtypes, seeds, st.sampled_from(["plain", "view", "constant", "broken"]))
+def test_patches_of_all_shapes_come_out_as_they_went_in(applied, recipe, shape, dtype, seed, kind):
+    patch = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    if kind == "view":
+        patch = patch.transpose(-1, -2).contiguous().transpose(-1, -2)
+    if kind == "constant":
+        patch[:] = 2.5
+    broken = torch.zeros(shape, dtype=torch.bool)
+    if kind == "broken":
+        broken = torch.rand(shape, generator=torch.Generator().manual_seed(seed + 1)) > 0.99
+        patch[broken] = torch.nan
+    before = bits(patch)
+    out = applied(patch, draw(shape, light(recipe), rng(seed)))
+    assert (out.shape, out.dtype, out.is_contiguous()) == (patch.shape, dtype, True)
+    assert bits(patch) == before
+    assert (out.isnan().flatten(1).sum(1) <= broken.flatten(1).sum(1)).all()
+    assert not out.isinf().any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(restoring_all, st.lists(st.integers(2, 16), min_size=2, max_size=3).map(tuple), seeds)
+def test_both_paths_do_the_same_but_for_permutations_and_noise(recipe, shape, seed):
+    patches = noise((3, 2, *shape), seed)
+    still = light(recipe).updated({"shuffling": {"probability": 0}}, "")
+    drawn = [draw(patches.shape[1:], still, rng(seed + n)) for n in range(3)]
+    together = corrupt_batch(patches, drawn)
+    for patch, one, out in zip(patches, drawn, together, strict=True):
+        wanted = corrupt(patch, one)
+        for channel, drawings in enumerate(one.channels):
+            painted = [drawing.replaced(shape) for drawing in drawings[2:3] if drawing is not None]
+            kept = ~torch.from_numpy(np.logical_or.reduce([np.zeros(shape, dtype=bool), *painted]))
+            torch.testing.assert_close(out[channel][kept], wanted[channel][kept], rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(recipes, shapes, seeds)
+def test_a_patch_of_a_batch_is_corrupted_as_if_it_were_alone(recipe, shape, seed):
+    patches = noise((3, 2, *shape), seed)
+    drawn = [draw(patches.shape[1:], light(recipe), rng(seed + n)) for n in range(3)]
+    alone = [corrupt_alone(patch, one) for patch, one in zip(patches, drawn, strict=True)]
+    assert bits(corrupt_batch(patches, drawn)) == bits(torch.stack(alone))
 
 
 @settings(max_examples=40, deadline=None)
@@ -50,17 +108,15 @@ def test_the_same_seed_gives_the_same_pair_and_replays(recipe, count, shape, see
     patch = noise((count, *shape), seed)
     drawn = draw(patch.shape, light(recipe), rng(seed))
     first, again = (make_pair(patch, light(recipe), rng(seed)) for _ in range(2))
-    read = Drawn.read(json.loads(json.dumps(drawn.block())))
-    assert read == drawn == pickle.loads(pickle.dumps(drawn))
-    assert hash(read) == hash(drawn)
-    for pair in (again, replay(patch, drawn), replay(patch, read)):
+    sent = pickle.loads(pickle.dumps(drawn))
+    for pair in (again, replay(patch, drawn), replay(patch, sent)):
         assert [bits(half) for half in pair] == [bits(half) for half in first]
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("name", SINGLE)
 def test_another_seed_gives_another_pair(name):
     patch = noise((2, 30, 30, 20))
-    recipe = RECIPES["released"].only(name)
+    recipe = SINGLE[name]
     assert bits(make_pair(patch, recipe, rng(1))[0]) != bits(make_pair(patch, recipe, rng(2))[0])
 
 
@@ -109,9 +165,10 @@ def test_a_channel_does_not_look_at_the_others(recipe, shape, seed, place):
 
 def test_channels_are_drawn_independently_with_the_odds_of_the_recipe():
     drawn = [draw((2, 8, 8, 8), RECIPES["paper"], rng(seed)).channels for seed in range(1_500)]
-    made = np.array([[[c.shuffle, c.curve, c.painting] for c in pair] for pair in drawn], dtype=object)
+    made = np.empty((1_500, 2, 4), dtype=object)
+    made[:] = drawn
     happens = made != None  # noqa: E711
-    np.testing.assert_allclose(happens.mean((0, 1)), [0.5, 0.9, 0.9], atol=0.03)
+    np.testing.assert_allclose(happens.mean((0, 1)), [0.5, 0.9, 0.9, 0], atol=0.03)
     for gate in range(3):
         both = (happens[:, 0, gate] & happens[:, 1, gate]).mean()
         assert both == pytest.approx(happens[:, 0, gate].mean() * happens[:, 1, gate].mean(), abs=0.03)
@@ -122,14 +179,14 @@ def test_channels_are_drawn_independently_with_the_odds_of_the_recipe():
 @pytest.mark.parametrize("shape", [(4, 16, 16, 16), (2, 9, 31)])
 def test_shuffling_permutes_every_channel_within_itself(shape):
     patch = noise(shape)
-    recipe = dataclasses.replace(RECIPES["released"].only("shuffling"), shuffle_extent=0.3)
+    recipe = SINGLE["shuffling"].updated({"shuffling": {"extent": 0.3}}, "")
     corrupted, _ = make_pair(patch, recipe, rng())
     for before, after in zip(patch, corrupted, strict=True):
         assert bits(ordered(before)) == bits(ordered(after))
         assert not torch.equal(before, after)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["paper", "released"])
 def test_results_stay_in_the_range_of_the_patch(name):
     recipe = dataclasses.replace(RECIPES[name], range_percentiles=(0, 100))
     patch = noise((3, 20, 24, 16)) * torch.tensor([1.0, 30.0, 0.01]).view(3, 1, 1, 1) + 5
@@ -139,7 +196,7 @@ def test_results_stay_in_the_range_of_the_patch(name):
             assert before.min() <= after.min() <= after.max() <= before.max()
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["paper", "released"])
 def test_a_constant_patch_stays_constant(name):
     patch = torch.full((2, 12, 14, 3), -4.25)
     assert bits(make_pair(patch, RECIPES[name], rng(5))[0]) == bits(patch)
@@ -159,8 +216,8 @@ def test_broken_voxels_do_not_spread(shape, seed, value):
 
 def test_a_patch_without_a_number_is_no_error():
     patch = torch.full((1, 8, 8), torch.nan)
-    for name in CORRUPTIONS:
-        corrupted, _ = make_pair(patch, RECIPES["paper"].only(name), rng())
+    for recipe in SINGLE.values():
+        corrupted, _ = make_pair(patch, recipe, rng())
         assert not corrupted.isinf().any()
 
 
@@ -183,8 +240,10 @@ def test_refusals_say_what_does_not_fit():
     drawn = draw((1, 8, 8), RECIPES["paper"], rng())
     with pytest.raises(DatasetError, match=r"\(1, 8, 8\).*\(2, 8, 8\): draw again"):
         corrupt(noise((2, 8, 8)), drawn)
+    with pytest.raises(DatasetError, match=r"\(1, 8, 8\).*\(1, 8, 9\): draw again"):
+        corrupt_batch(noise((2, 1, 8, 9)), [drawn, drawn])
     with pytest.raises(DatasetError, match=r"floating.*int16"):
         corrupt(torch.zeros((1, 8, 8), dtype=torch.int16), drawn)
-    for shape in [(3,), (1, 0, 4), (0, 4, 4)]:
+    for shape in [(3,), (3, 4), (1, 0, 4), (0, 4, 4), (1, 2, 2, 2, 2)]:
         with pytest.raises(DatasetError, match="none empty"):
             draw(shape, RECIPES["paper"], rng())

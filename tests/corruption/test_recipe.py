@@ -1,9 +1,9 @@
-import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 
-from nnunet_genesis.corruption import CORRUPTIONS, RECIPES, Recipe, read_recipe
+from nnunet_genesis.corruption import RECIPES, Recipe, read_recipe
 from nnunet_genesis.errors import SettingsError
 
 
@@ -16,61 +16,69 @@ def test_a_recipe_survives_json(name):
 
 def test_the_recipes_follow_paper_and_released_code():
     paper, released = RECIPES["paper"], RECIPES["released"]
-    assert (paper.shuffle_windows, paper.cutout_windows, paper.cutout_limit) == (1_000, 10, 0.25)
-    assert (released.shuffle_windows, released.cutout_windows, released.cutout_limit) == (10_000, 5, 1.0)
+    assert (paper.shuffling.windows, paper.cutout.windows, paper.cutout.limit) == (1_000, 10, 0.25)
+    assert (released.shuffling.windows, released.cutout.windows, released.cutout.limit) == (10_000, 5, 1.0)
     for recipe in (paper, released):
-        odds = (recipe.shuffle_probability, recipe.curve_probability, recipe.painting_probability)
-        assert odds == (0.5, 0.9, 0.9)
-        assert recipe.outer_share == 0.8
+        odds = [corruption.probability for corruption in recipe.corruptions.values()]
+        assert odds == [0.5, 0.9, 0.9, 0.0]
+        assert recipe.cutout.outer_share == 0.8
+
+
+def test_corruptions_stand_in_their_order_of_application():
+    assert list(Recipe().corruptions) == ["shuffling", "intensity", "cutout", "masking"]
 
 
 def test_a_block_overrides_the_recipe_it_names():
-    made = read_recipe({"name": "released", "outer_share": 0.1}, "here")
-    assert made == dataclasses.replace(RECIPES["released"], outer_share=0.1)
+    made = read_recipe({"name": "released", "cutout": {"outer_share": 0.1}, "flip_probability": 0.5}, "here")
+    released = RECIPES["released"]
+    assert made == replace(released, cutout=replace(released.cutout, outer_share=0.1), flip_probability=0.5)
     assert read_recipe({}, "here") == read_recipe("paper", "here") == Recipe()
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
-def test_only_one_corruption_always(name):
-    single = RECIPES["released"].only(name)
-    on = {
-        "intensity": single.curve_probability,
-        "shuffling": single.shuffle_probability,
-        "outer_cutout": single.painting_probability * single.outer_share,
-        "inner_cutout": single.painting_probability * (1 - single.outer_share),
-    }
-    assert on == {key: float(key == name) for key in CORRUPTIONS}
-    assert single.flip_probability == 0
-    assert single.shuffle_windows == 10_000
+def test_each_corruption_alone_always_takes_place_with_its_sizes():
+    flipping = replace(RECIPES["released"], flip_probability=0.5)
+    alone = flipping.alone()
+    assert list(alone) == ["shuffling", "intensity", "outer_cutout", "inner_cutout"]
+    for name, recipe in alone.items():
+        odds = {key: corruption.probability for key, corruption in recipe.corruptions.items()}
+        assert odds == {key: float(name.endswith(key)) for key in odds}
+        assert recipe.flip_probability == 0
+        assert recipe.shuffling.windows == 10_000
+    assert alone["outer_cutout"].cutout.outer_share == 1
+    assert alone["inner_cutout"].cutout.outer_share == 0
+
+
+def test_what_a_recipe_does_not_use_does_not_stand_alone():
+    assert list(RECIPES["masking"].alone()) == ["masking"]
+    assert RECIPES["paper"].without().alone() == {}
 
 
 @pytest.mark.parametrize(
     ("block", "advice"),
     [
-        ({"shufle_windows": 3}, 'Unknown key "shufle_windows" in plans: did you mean "shuffle_windows"'),
-        ({"curve_probability": 1.1}, 'In plans: "curve_probability" must be at most 1'),
+        ({"shufling": {}}, 'Unknown key "shufling" in plans: did you mean "shuffling"'),
+        ({"shuffling": {"window": 3}}, 'Unknown key "window" in plans / "shuffling": did you mean "windows"'),
+        ({"shuffling": 3}, 'plans / "shuffling" must be a block of settings in braces, not 3'),
+        ({"intensity": {"probability": 1.1}}, 'In plans / "intensity": "probability" must be at most 1'),
         ({"flip_probability": -0.1}, '"flip_probability" must be at least 0'),
         ({"flip_probability": float("nan")}, '"flip_probability" must be'),
-        ({"shuffle_windows": 0}, '"shuffle_windows" must be at least 1'),
-        ({"shuffle_windows": 1.5}, '"shuffle_windows" must be a whole number'),
-        ({"shuffle_extent": 0}, '"shuffle_extent" must be above 0'),
-        ({"shuffle_cover": 0}, '"shuffle_cover" must be above 0'),
-        ({"outer_extent": [0.9, 0.1]}, '"outer_extent" must be two ascending numbers'),
-        ({"inner_extent": [0.1, 1.1]}, '"inner_extent" must be at most 1'),
+        ({"shuffling": {"windows": 0}}, '"windows" must be at least 1'),
+        ({"shuffling": {"windows": 1.5}}, '"windows" must be a whole number'),
+        ({"shuffling": {"extent": 0}}, '"extent" must be above 0'),
+        ({"shuffling": {"cover": 0}}, '"cover" must be above 0'),
+        ({"cutout": {"outer_extent": [0.9, 0.1]}}, '"outer_extent" must be two ascending numbers'),
+        ({"cutout": {"inner_extent": [0.1, 1.1]}}, '"inner_extent" must be at most 1'),
         ({"range_percentiles": [-1, 99]}, '"range_percentiles" must be at least 0'),
-        ({"cutout_limit": "half"}, '"cutout_limit" must be a number'),
-        ({"cutout_margin": -1}, '"cutout_margin" must be at least 0'),
+        ({"cutout": {"limit": "half"}}, '"limit" must be a number'),
+        ({"cutout": {"margin": -1}}, '"margin" must be at least 0'),
+        ({"masking": {"ratio": 0}}, '"ratio" must be above 0'),
+        ({"masking": {"edge": 0}}, '"edge" must be at least 1'),
         ({"name": "book"}, "Unknown recipe 'book' in plans: choose one of paper, released"),
         ({"name": ["paper"]}, "Unknown recipe"),
         ("book", "Unknown recipe 'book' in plans: choose one of paper, released"),
-        (None, 'plans must be "paper" or "released" or a block'),
+        (None, 'plans must be "paper" or "released" or "masking" or a block'),
     ],
 )
 def test_refusals_name_the_culprit(block, advice):
     with pytest.raises(SettingsError, match=advice.replace("(", r"\(")):
         read_recipe(block, "plans")
-
-
-def test_only_refuses_an_unknown_corruption():
-    with pytest.raises(SettingsError, match='"blur": choose one of intensity, shuffling'):
-        Recipe().only("blur")

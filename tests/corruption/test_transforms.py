@@ -7,7 +7,6 @@ import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 
 from nnunet_genesis.corruption import (
-    CORRUPTIONS,
     RECIPES,
     CorruptionTransform,
     RestorationPairTransform,
@@ -25,10 +24,10 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("name", RECIPES["released"].alone())
 def test_a_corruption_changes_the_image_only(name):
     segmentation = torch.ones((1, 20, 22, 9), dtype=torch.int16)
-    recipe = RECIPES["released"].only(name)
+    recipe = RECIPES["released"].alone()[name]
     out = CorruptionTransform(recipe, rng())(image=IMAGE, segmentation=segmentation)
     assert bits(out["image"]) == bits(corrupt(IMAGE, draw(IMAGE.shape, recipe, rng())))
     assert bits(out["image"]) != bits(IMAGE)
@@ -61,7 +60,7 @@ def test_transforms_are_picklable_and_draw_anew_each_time(kind):
 
 
 def test_they_compose_with_other_transforms():
-    chain = ComposeTransforms([RestorationPairTransform(PAPER.only("intensity"), rng(4))])
+    chain = ComposeTransforms([RestorationPairTransform(PAPER.alone()["intensity"], rng(4))])
     out = chain(image=IMAGE.half())
     assert out["image"].dtype == out["segmentation"].dtype == torch.float16
     assert bits(out["segmentation"]) == bits(IMAGE.half())

@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from nnunet_genesis.corruption.value_range import value_range
+from nnunet_genesis.corruption.value_range import value_range, value_ranges
 from tests.corruption.reference import dtypes, noise, seeds, shapes
 
 ROBUST = (0.5, 99.5)
@@ -65,3 +65,20 @@ def test_only_finite_voxels_count():
 def test_a_view_gives_the_range_of_its_values():
     channel = noise((30, 40, 50))
     assert value_range(channel.permute(2, 0, 1), (0, 100)) == value_range(channel, (0, 100))
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes, seeds)
+def test_a_batch_of_channels_has_the_ranges_of_each(shape, seed):
+    channels = torch.stack([noise(shape, seed + n) * 10**n for n in range(4)])
+    channels[1][noise(shape, seed + 9) > 0.8] = torch.nan
+    channels[2] = channels[2].round().clamp(0, 0.5) - 3
+    channels[3] = torch.inf if seed % 2 else 7.0
+    low, high = value_ranges(channels, ROBUST)
+    assert [(a.item(), b.item()) for a, b in zip(low, high, strict=True)] == [value_range(c, ROBUST) for c in channels]
+
+
+def test_a_large_batch_is_thinned_out_as_each_channel_is():
+    channels = noise((3, 70, 90, 40))
+    low, high = value_ranges(channels, (2, 98))
+    assert [(a.item(), b.item()) for a, b in zip(low, high, strict=True)] == [value_range(c, (2, 98)) for c in channels]

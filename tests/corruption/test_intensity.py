@@ -4,9 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_genesis.corruption.curve import KNOTS, Curve, bend, curve_table, draw_curve
+from nnunet_genesis.corruption.intensity import KNOTS, Curve, Intensity
 from nnunet_genesis.corruption.value_range import value_range
-from tests.corruption.reference import bent_value, bits, dtypes, noise, seeds, shapes
+from tests.corruption.reference import WAYS, bent_value, bits, dtypes, noise, seeds, shapes
 
 unit = st.floats(0, 1)
 curves = st.builds(Curve, st.tuples(unit, unit), st.tuples(unit, unit), st.booleans())
@@ -20,25 +20,27 @@ def rising(values, decreasing):
 @settings(max_examples=150, deadline=None)
 @given(curves)
 def test_the_table_is_strictly_monotone_from_end_to_end(drawn):
-    table = torch.from_numpy(curve_table(drawn))
+    table = torch.from_numpy(drawn.table())
     assert rising(table, drawn.decreasing)
     assert {float(table[0]), float(table[-1])} == {0.0, 1.0}
 
 
+@pytest.mark.parametrize("bend", WAYS)
 @settings(max_examples=60, deadline=None)
 @given(curves, st.floats(-100, 100), st.floats(0.01, 100))
-def test_the_map_is_one_to_one_on_all_numbers(drawn, low, width):
+def test_the_map_is_one_to_one_on_all_numbers(bend, drawn, low, width):
     high = low + width
     grid = torch.linspace(low - width, high + width, 5_000, dtype=torch.float64)
     assert rising(bend(grid, drawn, low, high), drawn.decreasing)
 
 
+@pytest.mark.parametrize("bend", WAYS)
 @settings(max_examples=60, deadline=None)
 @given(curves)
-def test_the_range_is_mapped_onto_itself(drawn):
+def test_the_range_is_mapped_onto_itself(bend, drawn):
     ends = bend(torch.tensor([-2.0, 3.0], dtype=torch.float64), drawn, -2.0, 3.0)
     wanted = [3.0, -2.0] if drawn.decreasing else [-2.0, 3.0]
-    assert ends.tolist() == wanted
+    assert ends.tolist() == pytest.approx(wanted, abs=1e-12)
     within = bend(torch.linspace(-2, 3, 999), drawn, -2.0, 3.0)
     assert -2 <= float(within.min()) <= float(within.max()) <= 3
 
@@ -49,13 +51,14 @@ def test_knots_agree_with_bisection(drawn):
     picked = np.linspace(0, KNOTS - 1, 12).astype(int)
     wanted = [bent_value(knot / (KNOTS - 1), drawn, 0.0, 1.0) for knot in picked]
     # a curve that stands upright (x stationary) is steep between two entries of the table over t
-    np.testing.assert_allclose(curve_table(drawn)[picked], wanted, atol=5e-4)
+    np.testing.assert_allclose(drawn.table()[picked], wanted, atol=5e-4)
 
 
+@pytest.mark.parametrize("bend", WAYS)
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_any_value_agrees_with_bisection(seed, dtype):
-    drawn = draw_curve(0.5, np.random.default_rng(seed))
+def test_any_value_agrees_with_bisection(bend, seed, dtype):
+    drawn = Intensity().draw((2, 2), np.random.default_rng(seed))
     values = torch.linspace(-7, 9, 41, dtype=dtype)
     out = bend(values, drawn, -4.0, 6.0)
     assert out.dtype == dtype
@@ -63,14 +66,16 @@ def test_any_value_agrees_with_bisection(seed, dtype):
     np.testing.assert_allclose(out.double().numpy(), wanted, atol=0.02)
 
 
+@pytest.mark.parametrize("bend", WAYS)
 @pytest.mark.parametrize("drawn", EXTREME)
-def test_extreme_curves_agree_at_the_knots(drawn):
+def test_extreme_curves_agree_at_the_knots(bend, drawn):
     values = torch.arange(KNOTS, dtype=torch.float64) / (KNOTS - 1)
     wanted = [bent_value(float(value), drawn, 0.0, 1.0) for value in values[::73]]
     np.testing.assert_allclose(bend(values, drawn, 0.0, 1.0)[::73].numpy(), wanted, atol=5e-4)
 
 
-def test_beyond_the_range_distances_are_kept():
+@pytest.mark.parametrize("bend", WAYS)
+def test_beyond_the_range_distances_are_kept(bend):
     values = torch.tensor([-5.0, -1.0, 1.0, 4.0, torch.inf, -torch.inf])
     up = bend(values, Curve((0.2, 0.7), (0.4, 0.9), False), -1.0, 1.0)
     down = bend(values, Curve((0.2, 0.7), (0.4, 0.9), True), -1.0, 1.0)
@@ -78,27 +83,29 @@ def test_beyond_the_range_distances_are_kept():
     assert down.tolist() == [5.0, 1.0, -1.0, -4.0, -torch.inf, torch.inf]
 
 
+@pytest.mark.parametrize("bend", WAYS)
 @pytest.mark.parametrize("seed", range(10))
-def test_z_scored_data_do_not_collapse(seed):
+def test_z_scored_data_do_not_collapse(bend, seed):
     channel = noise((32, 32, 32), seed)
     low, high = value_range(channel, (0.5, 99.5))
-    out = bend(channel, draw_curve(0.5, np.random.default_rng(seed)), low, high)
+    out = bend(channel, Intensity().draw((2, 2), np.random.default_rng(seed)), low, high)
     _, counts = out.unique(return_counts=True)
     assert int(counts.max()) < 0.01 * channel.numel()
 
 
 def test_control_points_and_directions_are_uniform():
     rng = np.random.default_rng(0)
-    drawn = [draw_curve(0.3, rng) for _ in range(4_000)]
+    drawn = [Intensity(decreasing=0.3).draw((2, 2), rng) for _ in range(4_000)]
     points = np.array([curve.first + curve.second for curve in drawn])
     assert np.allclose(points.mean(0), 0.5, atol=0.02)
     assert np.allclose(points.std(0), 12**-0.5, atol=0.02)
     assert abs(np.mean([curve.decreasing for curve in drawn]) - 0.3) < 0.03
 
 
+@pytest.mark.parametrize("bend", WAYS)
 @settings(max_examples=30, deadline=None)
 @given(shapes, seeds, dtypes, curves)
-def test_nan_stays_at_its_place(shape, seed, dtype, drawn):
+def test_nan_stays_at_its_place(bend, shape, seed, dtype, drawn):
     channel = noise(shape, seed, dtype)
     holes = noise(shape, seed + 1) > 1
     clean = bend(channel, drawn, -2.0, 2.0)
@@ -109,8 +116,9 @@ def test_nan_stays_at_its_place(shape, seed, dtype, drawn):
     assert bits(out[~holes]) == bits(clean[~holes])
 
 
+@pytest.mark.parametrize("bend", WAYS)
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (0.0, 0.0), (0.0, 1e-40), (-3e38, 3e38)])
-def test_a_degenerate_range_changes_nothing(low, high):
+def test_a_degenerate_range_changes_nothing(bend, low, high):
     channel = noise((5, 5))
     out = bend(channel, EXTREME[0], low, high)
     assert bits(out) == bits(channel)

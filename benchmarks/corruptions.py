@@ -1,0 +1,229 @@
+"""How long the corruptions take, against the original code, the memory bus and a training step; as Markdown tables.
+
+    python benchmarks/corruptions.py --json corruptions.json
+    python benchmarks/corruptions.py --reference ModelsGenesis      # a clone of github.com/MrGiovanni/ModelsGenesis
+
+CPU times are of `make_pair`, drawing included, on one core and one thread. Device times (a CUDA device where there is
+one; `--device cpu` runs the same code without one) are of `corrupt_batch` on a batch of two; the loading processes
+draw for it. Patches have one channel and are synthetic: smooth with 5 % noise, z-scored, float32.
+
+The recipe `released` shuffles every other patch, which makes its times bimodal: its mean over the same draws decides
+what pairs cost, not its median. Draws are stratified: exactly half of the patches are shuffled, here and in the
+original code. The ratio to the original code is its time divided by ours (above 1: ours is faster): the totals of a
+block of our draws and a block of its draws, after one untimed draw each; the median over the rounds.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", NUMBA_NUM_THREADS="1")  # read when numpy is imported
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import bandwidth, facts, machine, seconds, size, smooth_volume, table
+from memory import can_be_told, memory_copies
+from original import Original
+from stratified import BATCH, batches_of, strata
+from training_step import STOCK_FEATURES, STOCK_PATCH, time_step
+
+from nnunet_genesis.corruption import RECIPES, Recipe, compile_loops, corrupt_batch, draw, make_pair
+from nnunet_genesis.files import write_json
+
+RECIPE = "released"
+PATCHES = [(64, 64, 32), (128, 128, 128), (160, 160, 160)]
+FLOAT32 = 4
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parse_options()
+    torch.set_num_threads(1)
+    compile_loops()
+    device = None if options.device == "none" else torch.device(options.device)
+    speeds = {"cpu": bandwidth(None)} | ({"device": bandwidth(device)} if device else {})
+    rows, rounds = [], {}
+    for patch in options.patch:
+        draws = options.draws or (100 if math.prod(patch) <= 2**18 else 20)
+        print(f"{size(patch)}: {draws} draws …", file=sys.stderr, flush=True)
+        volume = smooth_volume(patch, 0)[None]
+        found, ratios = on_cpu(volume, options.reference, draws, options.rounds)
+        rows += [row | _limit(row, patch, 1, speeds["cpu"]) for row in found]
+        rounds |= {size(patch): ratios} if ratios else {}
+        if device:
+            on_it = on_device(volume, device, draws)
+            rows += [row | _limit(row, patch, BATCH, speeds["device"]) for row in on_it]
+    results: dict[str, Any] = {
+        "machine": machine(device),
+        "bandwidth_gb_per_s": {name: speed / 1e9 for name, speed in speeds.items()},
+        "timings": rows,
+        "memory_in_patch_copies": {size(patch): memory_copies(patch) for patch in options.patch if can_be_told(patch)},
+    }
+    if rounds:
+        results["ratio_to_reference"] = {name: statistics.median(ratios) for name, ratios in rounds.items()}
+        results["ratio_to_reference_by_round"] = rounds
+    if device and options.step_patch:
+        results["step"] = time_step(device, options.step_patch, options.step_features, options.step_repeats)
+    report(results, device)
+    if options.json:
+        write_json(results, options.json)
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    patch = {"type": int, "nargs": 3, "metavar": ("Z", "Y", "X")}
+    add("--patch", action="append", help="patch size, repeatable (64 64 32, 128 128 128 and 160 160 160)", **patch)
+    add("--draws", type=int, metavar="N", help="even number of draws per round (100 for small patches, 20 for large)")
+    add("--rounds", type=int, default=3, metavar="N", help="rounds of the full recipe (%(default)s)")
+    add("--reference", type=Path, metavar="DIR", help="clone of Models Genesis; it takes patch edges from 20 voxels")
+    add("--device", choices=("cuda", "cpu", "none"), help="device of the batched path (cuda where there is one)")
+    add(
+        "--step-patch", help="patch of the training step (128 128 128 on CUDA; elsewhere no step unless given)", **patch
+    )
+    add("--step-features", type=int, nargs="+", default=STOCK_FEATURES, metavar="N", help="features of its stages")
+    add("--step-repeats", type=int, default=20, metavar="N", help="timed steps (%(default)s)")
+    add("--json", type=Path, metavar="FILE", help="write the results here, too")
+    options = parser.parse_args()
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "none")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no CUDA device")
+    options.patch = options.patch or PATCHES
+    if options.step_patch is None and options.device == "cuda":
+        options.step_patch = STOCK_PATCH
+    if options.draws is not None and (options.draws < 2 or options.draws % 2):
+        parser.error("--draws must be even and at least 2: half of the patches are shuffled")
+    if options.reference:
+        try:
+            options.reference = Original(options.reference)
+        except (FileNotFoundError, ImportError) as error:
+            parser.error(f"--reference: {error}")
+    return options
+
+
+def on_cpu(
+    volume: torch.Tensor, original: Original | None, draws: int, rounds: int
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """Rows of the CPU path, and the ratio to the original code in each round."""
+    rows = []
+    for name, recipe in RECIPES[RECIPE].alone().items():
+        ours = pair_times(volume, (recipe,), draws, 0)
+        theirs = part_times(volume, original, name, max(3, draws // 4)) if original else []
+        row = _row(volume.shape[1:], name, "CPU, one core, patch", ours)
+        if theirs:
+            median = 1000 * statistics.median(theirs)
+            row |= {"original_ms": median, "ratio_to_original": median / row["median_ms"]}
+        rows.append(row)
+    ours, theirs, ratios = [], [], []
+    for number in range(rounds):
+        block = pair_times(volume, strata(RECIPES[RECIPE]), draws, number)
+        ours += block
+        if original:
+            reference = original_times(volume, original, draws, number)
+            theirs += reference
+            ratios.append(sum(reference) / sum(block))
+    row = _row(volume.shape[1:], RECIPE, "CPU, one core, patch", ours)
+    if ratios:
+        row |= {"original_ms": 1000 * statistics.mean(theirs), "ratio_to_original": statistics.median(ratios)}
+    return [*rows, row], ratios
+
+
+def pair_times(volume: torch.Tensor, recipes: Sequence[Recipe], draws: int, seed: int) -> list[float]:
+    """Times of our pairs in turn with each recipe, after an untimed one."""
+    make_pair(volume, recipes[-1], np.random.default_rng([seed, draws]))
+    generators = [np.random.default_rng([seed, k]) for k in range(draws)]
+    return [
+        seconds(lambda k=k, rng=rng: make_pair(volume, recipes[k % len(recipes)], rng))  # type: ignore[misc]
+        for k, rng in enumerate(generators)
+    ]
+
+
+def original_times(volume: torch.Tensor, original: Original, draws: int, seed: int) -> list[float]:
+    """Times of the original code's pairs, every other one shuffled, after an untimed one."""
+    patch = volume.numpy()
+    original.seed(seed)
+    original.pair(patch, shuffled=True)
+    return [seconds(lambda k=k: original.pair(patch, shuffled=k % 2 == 1)) for k in range(draws)]  # type: ignore[misc]
+
+
+def part_times(volume: torch.Tensor, original: Original, name: str, draws: int) -> list[float]:
+    """Times of one corruption of the original code, after an untimed call."""
+    patch, part = volume.numpy(), original.parts[name]
+    original.seed(0)
+    part(patch)
+    return [seconds(lambda: part(patch)) for _ in range(draws)]
+
+
+def on_device(volume: torch.Tensor, device: torch.device, draws: int) -> list[dict[str, Any]]:
+    """Rows of the batched path."""
+    clean, rng = torch.stack([volume, volume.flip(1)]).to(device), np.random.default_rng(0)
+    batches = {
+        name: [[draw(volume.shape, recipe, rng) for _ in range(BATCH)] for _ in range(draws)]
+        for name, recipe in RECIPES[RECIPE].alone().items()
+    }
+    batches[RECIPE] = batches_of(RECIPES[RECIPE], volume.shape, 4 * math.ceil(draws / 4))
+    rows = []
+    for name, drawn in batches.items():
+        for one in drawn[-3:]:
+            corrupt_batch(clean, one)
+        times = [seconds(lambda one=one: corrupt_batch(clean, one), device) for one in drawn]  # type: ignore[misc]
+        rows.append(_row(volume.shape[1:], name, f"{device.type}, batch of {BATCH}", times))
+    return rows
+
+
+def _row(patch: Sequence[int], name: str, path: str, times: Sequence[float]) -> dict[str, Any]:
+    median, mean = 1000 * statistics.median(times), 1000 * statistics.mean(times)
+    return {"patch": size(patch), "corruption": name, "path": path, "draws": len(times), "median_ms": median,
+            "mean_ms": mean}  # fmt: skip
+
+
+def _limit(row: dict[str, Any], patch: Sequence[int], patches: int, bytes_per_second: float) -> dict[str, float]:
+    """Share of the physical limit: the time to read and write the patches once, divided by the mean time."""
+    fastest = 1000 * 2 * FLOAT32 * math.prod(patch) * patches / bytes_per_second
+    return {"share_of_limit": fastest / row["mean_ms"]}
+
+
+def report(results: dict[str, Any], device: torch.device | None) -> None:
+    """Print the tables."""
+    keys = ("patch", "corruption", "path", "draws", "median_ms", "mean_ms", "original_ms", "ratio_to_original")
+    header = (
+        "patch",
+        "corruption",
+        "path",
+        "draws",
+        "median ms",
+        "mean ms",
+        "original ms",
+        "times as fast",
+        "of limit",
+    )
+    print(table(header, ([*map(row.get, keys), f"{row['share_of_limit']:.1%}"] for row in results["timings"])))
+    speeds = ", ".join(f"{name} {speed:.3g} GB/s" for name, speed in results["bandwidth_gb_per_s"].items())
+    print(
+        f"\nOriginal: mean for `{RECIPE}` (whose mean decides, it is bimodal), median for single corruptions. Limit: "
+        f"patch read and written once at measured bandwidth ({speeds}), divided by the mean.\n"
+    )
+    if results["memory_in_patch_copies"]:
+        header = ("patch", "peak memory of the CPU path, in patch copies")
+        print(table(header, results["memory_in_patch_copies"].items()))
+        print("\nBeyond the given patch, the returned pair included; resident memory of a fresh process.\n")
+    if "step" in results:
+        step = results["step"]
+        print(f"Forward and backward pass, batch of {BATCH}, {size(step['patch'])}, features {step['features']}: "
+              f"{step['step_ms']:.1f} ms\n")  # fmt: skip
+        rows = [(name, *step[name].values()) for name in ("paper", "released")]
+        print(table(("recipe", "pairs of a batch, mean ms", "% of the step"), rows) + "\n")
+    print(facts(device))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+
+from nnunet_genesis.corruption import RECIPES, corrupt_batch, draw, make_pair, to_restore
+from nnunet_genesis.corruption.masking import Masking
+from tests.corruption.reference import WAYS, bits, noise, seeds, shapes
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes, seeds)
+def test_whole_cells_of_the_grid_are_masked(shape, seed):
+    drawn = Masking(ratio=0.5, edge=5).draw(shape, rng(seed))
+    mask = drawn.scored(shape).numpy()
+    assert mask.shape == shape
+    edges = [min(5, math.ceil(voxels / 2)) for voxels in shape]
+    corners = mask[tuple(slice(None, None, edge) for edge in edges)]  # one voxel of each cell
+    expanded = corners
+    for axis, (edge, voxels) in enumerate(zip(edges, shape, strict=True)):
+        expanded = expanded.repeat(edge, axis).take(range(voxels), axis)
+    assert np.array_equal(expanded, mask)
+    assert corners.sum() == max(1, round(0.5 * corners.size))
+
+
+def test_every_cell_is_masked_equally_often():
+    masks = np.mean(
+        [Masking(ratio=0.25, edge=4).draw((16, 16), rng(s)).scored((16, 16)).numpy() for s in range(900)], 0
+    )
+    np.testing.assert_allclose(masks, 0.25, atol=0.07)
+
+
+@pytest.mark.parametrize("mask", WAYS)
+def test_masked_voxels_are_zero_and_the_others_are_kept(mask):
+    channel = noise((20, 24, 9), 1)
+    drawn = Masking(edge=6).draw(channel.shape, rng())
+    out, masked = mask(channel, drawn, -2, 2), drawn.scored(channel.shape)
+    assert 0.6 < masked.float().mean() < 0.9
+    assert (out[masked] == 0).all()
+    assert bits(out[~masked]) == bits(channel[~masked])
+
+
+def test_only_masked_voxels_are_to_be_restored_and_all_channels_hide_the_same():
+    patch = noise((3, 24, 24, 24), 2)
+    corrupted, target = make_pair(patch, RECIPES["masking"], rng(1))
+    masked = target.isfinite()
+    assert (masked == masked[:1]).all()
+    assert (corrupted[masked] == 0).all()
+    assert bits(target[masked]) == bits(patch[masked])
+    assert bits(corrupted[~masked]) == bits(patch[~masked])
+    drawn = draw(patch.shape, RECIPES["masking"], rng(1))
+    assert bits(corrupt_batch(patch[None], [drawn])[0]) == bits(corrupted)
+
+
+def test_other_corruptions_leave_everything_to_be_restored():
+    patch = noise((2, 16, 16))
+    assert to_restore(patch, draw(patch.shape, RECIPES["released"], rng())) is patch
+
+
+def test_a_patch_of_one_voxel_is_masked():
+    corrupted, target = make_pair(torch.ones(1, 1, 1, 1), RECIPES["masking"], rng())
+    assert (corrupted.item(), target.item()) == (0, 1)

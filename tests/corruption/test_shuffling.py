@@ -1,0 +1,170 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+
+from nnunet_genesis.corruption import RECIPES
+from nnunet_genesis.corruption.shuffling import Shuffle, Shuffling
+from tests.corruption.reference import (
+    SPATIAL,
+    WAYS,
+    bits,
+    dtypes,
+    in_batch,
+    noise,
+    on_cpu,
+    ordered,
+    seeds,
+    shapes,
+    shuffled,
+)
+
+MANY = Shuffling(windows=500, extent=0.1, cover=9.0)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def sources(shuffle, drawn, shape):
+    """Where each voxel comes from, as flat index."""
+    return shuffle(torch.arange(math.prod(shape), dtype=torch.float64).view(shape), drawn, 0, 0).long().numpy()
+
+
+def travelled(shuffle, drawn, shape):
+    """How far each voxel came along each axis, in voxels."""
+    return np.stack(np.unravel_index(sources(shuffle, drawn, shape), shape)) - np.indices(shape)
+
+
+@pytest.mark.parametrize("shuffle", WAYS)
+@settings(max_examples=40, deadline=None)
+@given(shapes, seeds, dtypes)
+def test_the_values_are_the_same_in_another_order(shuffle, shape, seed, dtype):
+    channel = noise(shape, seed, dtype)
+    out = shuffle(channel, Shuffling(windows=200, extent=0.3, cover=9.0).draw(shape, rng(seed)), 0, 1)
+    assert out.dtype == dtype
+    assert out.shape == channel.shape
+    assert bits(ordered(out)) == bits(ordered(channel))
+
+
+@settings(max_examples=40, deadline=None)
+@given(shapes, seeds)
+def test_windows_are_bounded_and_inside(shape, seed):
+    windows = MANY.draw(shape, rng(seed)).windows
+    starts, stops = windows[..., 0], windows[..., 1]
+    assert (starts >= 0).all()
+    assert (stops <= np.array(shape)).all()
+    assert (stops - starts >= 1).all()
+    assert (stops - starts <= np.maximum(1, np.array(shape) // 10)).all()
+
+
+def test_windows_have_uniform_edges_and_places():
+    windows = Shuffling(windows=60_000, cover=999.0).draw((40, 60), rng()).windows
+    lengths = windows[..., 1] - windows[..., 0]
+    for axis, longest in enumerate((4, 6)):
+        for length in range(1, longest + 1):
+            chosen = windows[lengths[:, axis] == length, axis, 0]
+            assert len(chosen) / len(windows) == pytest.approx(1 / longest, abs=0.01)
+            places = np.bincount(chosen) / len(chosen)
+            assert len(places) == (40, 60)[axis] - length + 1
+            np.testing.assert_allclose(places, 1 / len(places), atol=0.006)
+
+
+@pytest.mark.parametrize("shape", SPATIAL)
+def test_it_agrees_with_the_plain_telling(shape):
+    drawn = Shuffling(windows=60, extent=0.25, cover=9.0).draw(shape, rng(3))
+    channel = noise(shape, 4)
+    assert np.array_equal(on_cpu(channel, drawn, 0, 1).numpy(), shuffled(channel.numpy(), drawn))
+
+
+@pytest.mark.parametrize("shuffle", WAYS)
+def test_every_permutation_of_a_window_is_equally_likely(shuffle):
+    window = np.array([[[3, 5], [2, 4]]], dtype=np.int32)  # four voxels: 24 permutations
+    channel, counts = torch.zeros(6, 6), {}
+    channel[3:5, 2:4] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    generator = rng(0)
+    for _ in range(4_800):
+        out = shuffle(channel, Shuffle(window, int(generator.integers(2**63))), 0, 1)
+        order = tuple(out[3:5, 2:4].flatten().tolist())
+        counts[order] = counts.get(order, 0) + 1
+    assert len(counts) == 24
+    # the 99.99th percentile of chi-square with 23 degrees of freedom
+    assert sum((count - 200) ** 2 / 200 for count in counts.values()) < 56
+
+
+@pytest.mark.parametrize("shuffle", WAYS)
+def test_one_window_moves_voxels_inside_it_only(shuffle):
+    drawn = Shuffle(np.array([[[3, 11], [20, 24], [0, 9]]], dtype=np.int32), seed=5)
+    window = np.zeros((30, 30, 30), dtype=bool)
+    window[3:11, 20:24, 0:9] = True
+    moved = (travelled(shuffle, drawn, (30, 30, 30)) != 0).any(0)
+    assert moved[window].mean() > 0.9
+    assert not (moved & ~window).any()
+
+
+@pytest.mark.parametrize("shuffle", WAYS)
+def test_displacement_stays_local(shuffle):
+    shape = (64, 64, 32)
+    steps = np.abs(travelled(shuffle, RECIPES["released"].shuffling.draw(shape, rng(1)), shape))
+    assert (np.quantile(steps.reshape(3, -1), 0.99, axis=1) <= np.array(shape) * 0.2).all()
+
+
+@pytest.mark.parametrize("shuffle", WAYS)
+@pytest.mark.parametrize(("name", "low", "high"), [("paper", 0.10, 0.18), ("released", 0.68, 0.83)])
+@pytest.mark.parametrize("shape", [(64, 64, 32), (96, 96, 96)])
+def test_the_share_of_touched_voxels_is_that_of_the_method(shuffle, name, low, high, shape):
+    shuffling = RECIPES[name].shuffling
+    drawn = shuffling.draw(shape, rng(2))
+    assert len(drawn.windows) == shuffling.windows
+    assert low < (travelled(shuffle, drawn, shape) != 0).any(0).mean() < high
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 32), (1, 96, 96), (20, 80, 64), (160, 128)])
+@pytest.mark.parametrize("name", ["paper", "released"])
+def test_batches_are_shuffled_as_far_as_single_patches(name, shape):
+    """The batched path works in turns: touched voxels and the way they go must be those of one window after another."""
+    one, many = (
+        np.concatenate([
+            np.linalg.norm(travelled(way, RECIPES[name].shuffling.draw(shape, rng(seed)), shape), axis=0).ravel()
+            for seed in range(4)
+        ])
+        for way in (on_cpu, in_batch)
+    )  # fmt: skip
+    assert (many > 0).mean() == pytest.approx((one > 0).mean(), rel=0.02)
+    assert many.mean() == pytest.approx(one.mean(), rel=0.05)
+    farther = [[(steps > distance).mean() for distance in range(12)] for steps in (one, many)]
+    np.testing.assert_allclose(farther[1], farther[0], atol=0.02)
+
+
+def test_a_channel_of_a_batch_is_shuffled_as_if_it_were_alone():
+    drawn = [Shuffling(windows=count).draw((30, 40), rng(count)) for count in (3, 400, 60)]
+    channels = noise((3, 30, 40), 1)
+    alone = [in_batch(channel, drawing, 0, 1) for channel, drawing in zip(channels, drawn, strict=True)]
+    together = channels.clone()
+    Shuffle.apply_batch(drawn, together, torch.zeros(3), torch.ones(3))
+    assert bits(together) == bits(torch.stack(alone))
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (1, 64, 64), (30, 30, 30), (5, 6, 7)])
+def test_windows_cover_no_patch_more_often_than_asked(shape):
+    windows = Shuffling(windows=10_000, cover=2.5).draw(shape, rng(2)).windows
+    assert (windows[..., 1] - windows[..., 0]).prod(1).sum() / math.prod(shape) == pytest.approx(2.5, rel=0.1)
+
+
+@pytest.mark.parametrize("shuffle", WAYS)
+def test_the_seed_decides(shuffle):
+    channel, windows = noise((30, 30)), MANY.draw((30, 30), rng()).windows
+    first, again, other = (shuffle(channel, Shuffle(windows, seed), 0, 1) for seed in (1, 1, 2))
+    assert bits(first) == bits(again) != bits(other)
+
+
+@pytest.mark.parametrize("shuffle", WAYS)
+def test_nan_and_infinity_are_moved_not_multiplied(shuffle):
+    channel = noise((20, 20))
+    channel[3:6, 3:6] = torch.nan
+    channel[9, 9] = torch.inf
+    out = shuffle(channel, Shuffling(windows=300, extent=0.3, cover=9.0).draw((20, 20), rng()), 0, 1)
+    assert int(out.isnan().sum()) == 9
+    assert bits(ordered(out)) == bits(ordered(channel))

@@ -1,0 +1,157 @@
+"""The benchmarks run with the smallest settings, and write what they say they write."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from nnunet_genesis.corruption import RECIPES
+from nnunet_genesis.locations import plans_folder
+from tests.conftest import REPOSITORY, shrink_plans
+
+STAND_IN = """
+import random
+import time
+
+import numpy as np
+
+
+def generate_single_pair(y, config):
+    assert config.local_rate in (0.0, 1.0), "stratified"
+    assert (config.flip_rate, config.nonlinear_rate, config.paint_rate, config.inpaint_rate) == (0.4, 0.9, 0.9, 0.2)
+    assert y.shape == (1, 20, 22, 24) and y.dtype == np.float32, y.dtype
+    time.sleep(0.4 if config.local_rate else 0.2)
+    return y, y
+
+
+def local_pixel_shuffling(x, prob=0.5):
+    assert prob == 1.0
+    return x.copy()
+
+
+def nonlinear_transformation(x, prob=0.5):
+    assert prob == 1.0
+    return x.copy()
+
+
+def image_in_painting(x):
+    x[:] = random.random() + np.random.rand()
+    return x
+
+
+image_out_painting = image_in_painting
+"""
+
+
+def run(script: str, target: Path, *options: object) -> tuple[dict[str, Any], str]:
+    """Run a benchmark; the results that it wrote to `target`, and what it printed."""
+    command = [sys.executable, REPOSITORY / "benchmarks" / script, *options, "--json", target]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(target.read_text()), done.stdout
+
+
+def numbers(value: Any) -> Iterator[float]:
+    """All numbers in a JSON value."""
+    if isinstance(value, dict | list):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from numbers(entry)
+    elif isinstance(value, int | float):
+        yield value
+
+
+def test_corruptions(tmp_path: Path):
+    (tmp_path / "clone" / "competition").mkdir(parents=True)
+    (tmp_path / "clone" / "competition" / "utils.py").write_text(STAND_IN)
+    results, printed = run(
+        "corruptions.py", tmp_path / "results.json", "--patch", 20, 22, 24, "--draws", 2, "--rounds", 2, "--reference",
+        tmp_path / "clone", "--device", "cpu", "--step-patch", 16, 16, 16, "--step-features", 2, 4, "--step-repeats", 2,
+    )  # fmt: skip
+    assert all(number > 0 and math.isfinite(number) for number in numbers(results))
+    assert results["machine"].keys() == {"cpu", "cores", "device", "system", "versions"}
+    names = ["shuffling", "intensity", "outer_cutout", "inner_cutout", "released"]
+    assert [(row["path"][:3], row["corruption"]) for row in results["timings"]] == [
+        (path, name) for path in ("CPU", "cpu") for name in names
+    ]
+    for row in results["timings"]:
+        where, patches = ("cpu", 1) if row["path"].startswith("CPU") else ("device", 2)
+        moved = 2 * patches * 4 * 20 * 22 * 24  # bytes: each voxel read and written
+        fastest = moved / (1e9 * results["bandwidth_gb_per_s"][where])
+        assert row["share_of_limit"] == pytest.approx(1000 * fastest / row["mean_ms"])
+    # the stand-in sleeps 0.2 s or 0.4 s, equally often
+    full = results["timings"][4]
+    assert full["draws"] == 4
+    assert full["original_ms"] == pytest.approx(300, rel=0.1)
+    rounds = results["ratio_to_reference_by_round"]["20x22x24"]
+    assert len(rounds) == 2
+    assert results["ratio_to_reference"] == {"20x22x24": pytest.approx(sum(rounds) / 2)}
+    total, ours = 2 * 300, full["mean_ms"] * 2
+    assert min(rounds) * 0.8 < total / ours < max(rounds) * 1.25
+    assert all("ratio_to_original" in row for row in results["timings"][:5])
+    for recipe in ("paper", "released"):
+        step = results["step"]
+        assert step[recipe]["percent_of_step"] == pytest.approx(100 * step[recipe]["pairs_ms"] / step["step_ms"])
+    assert printed.count("| 20x22x24 |") == 10
+    assert results["machine"]["cpu"] in printed
+
+
+def benchmark_module(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Import a file of the folder benchmarks, as its scripts do."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    return importlib.import_module(name)
+
+
+def test_memory_of_the_cpu_path(monkeypatch):
+    memory = benchmark_module("memory", monkeypatch)
+    if not memory.RESET.exists():
+        pytest.skip("resident memory is measured on Linux only")
+    # the mirrored and the corrupted patch are returned, and a mask is made of bytes
+    assert 2.1 < memory.memory_copies((128, 128, 128)) < 4
+
+
+def test_every_sample_is_as_slow_as_the_next(monkeypatch):
+    stratified = benchmark_module("stratified", monkeypatch)
+    shuffled = [
+        tuple(patch.channels[0][0] is not None for patch in batch)
+        for batch in stratified.batches_of(RECIPES["released"], (1, 8, 8, 8), 8)
+    ]
+    assert Counter(shuffled) == {(a, b): 2 for a in (False, True) for b in (False, True)}
+    with pytest.raises(ValueError, match="half of the draws"):
+        stratified.strata(RECIPES["masking"])
+
+
+def test_pretraining_throughput(tmp_path: Path):
+    shutil.copy(plans_folder() / "tiny.json", tmp_path / "smaller.json")
+    shrink_plans(tmp_path / "smaller.json")
+    results, printed = run(
+        "pretraining_throughput.py", tmp_path / "results.json", "--device", "cpu", "--template",
+        tmp_path / "smaller.json", "--volumes", 1, "--volume", 20, 22, 24, "--workers", 1, 9999, "--iterations", 3,
+        "--warm-up", 1,
+    )  # fmt: skip
+    runs = [*results["baseline"], *results["rows"]]
+    assert [(row["corrupt_on"], row["workers"]) for row in results["rows"]] == [("workers", 1), ("device", 1)]
+    assert len(results["baseline"]) == 2
+    assert results["patch_size"] == [16, 16, 16]
+    usual = sum(run["seconds"] for run in results["baseline"]) / 2
+    for row in runs:
+        assert row["seconds"] > 0
+        assert row["patches_per_s"] == pytest.approx(3 * 2 / row["seconds"])
+        assert 0 < row["waiting_share"] < 1
+    assert max(run["waiting_share"] for run in results["baseline"]) < 0.1
+    for row in results["rows"]:
+        assert row["ratio_to_baseline"] == pytest.approx(row["seconds"] / usual)
+    assert printed.count("baseline: always one batch") == 2
+    assert "Using device" not in printed  # the table alone goes to stdout
