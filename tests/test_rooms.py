@@ -38,6 +38,7 @@ MAY_USE: dict[str, set[str]] = {
     "transferring": GROUND | {"checkpoint", "datasets", "files", "settings", "transfer"},
     "pretraining": GROUND | {"checkpoint", "corruption", "datasets", "figures", "files", "patches", "restoration",
                              "settings", "training"},
+    "exporting": GROUND | {"checkpoint", "datasets", "files", "locations"},
     "finetuning": GROUND | {"checkpoint", "files", "settings", "training"},
 }  # fmt: skip
 """The command line (`cli`) may use everything."""
