@@ -178,8 +178,8 @@ def _patches(plans: dict[str, Any], configuration: str, dataset_json: dict[str, 
 
 def _middle(volume: Any, size: list[int]) -> torch.Tensor:
     starts = [max(0, (edge - part) // 2) for edge, part in zip(volume.shape[1:], size, strict=True)]
-    window = tuple(slice(start, start + part) for start, part in zip(starts, size, strict=True))
-    return torch.as_tensor(volume[(slice(None), *window)]).float()
+    window = (slice(None), *(slice(start, start + part) for start, part in zip(starts, size, strict=True)))
+    return torch.as_tensor(volume[window]).float()
 
 
 def _compare(ours: Path, stock: Path, fold: str, checkpoint: str, patches: list[torch.Tensor]) -> None:
