@@ -57,7 +57,8 @@ class Encoder(nn.Module):
             One (N, width, *spatial / stride) per stage, finest first.
 
         Raises:
-            TransferError: The image has other channels or axes, or is too small for the deepest stage.
+            TransferError: The image has other channels or axes, its edges are no multiples of `strides[-1]`, or the
+                deepest stage would have a single voxel, which normalisation makes constant.
         """
         self._refuse(image)
         return self.stages(image)  # type: ignore[no-any-return]
@@ -74,10 +75,11 @@ class Encoder(nn.Module):
                 f"{', '.join(self.channels)}; this one is {tuple(image.shape)}. Other channels are named with "
                 "nnunet_genesis.encoder(…, channels=[…])."
             )
-        if all(size <= stride for size, stride in zip(image.shape[2:], self.strides[-1], strict=True)):
+        size, deepest = list(image.shape[2:]), self.strides[-1]
+        if any(edge % stride for edge, stride in zip(size, deepest, strict=True)) or size == deepest:
             raise TransferError(
-                f"An image of {'x'.join(map(str, image.shape[2:]))} is a single voxel in the deepest stage, whose "
-                f"normalisation makes it zero. Use one larger than {'x'.join(map(str, self.strides[-1]))}."
+                f"An image of {_times(size)} voxels does not suit the encoder: edges must be multiples of "
+                f"{_times(deepest)}, and leave more than one voxel in the deepest stage. Crop or pad it."
             )
 
 
@@ -155,3 +157,7 @@ def _load(encoder: nn.Module, weights: Mapping[str, torch.Tensor], mixture: torc
         # the convolution that reads the image is registered first
         found |= dict.fromkeys(names, tensor if position else adapt_input_channels(tensor, mixture))
     encoder.load_state_dict(found, strict=True)
+
+
+def _times(edges: Sequence[int]) -> str:
+    return "x".join(map(str, edges))
