@@ -312,6 +312,7 @@ def _add_export(commands: Any) -> None:
 def _export(chosen: argparse.Namespace) -> int:
     from nnunet_genesis.exporting import export
 
+    print("Both models predict on the CPU, to be compared: minutes for a large network.", flush=True)
     done = export(chosen.folder, chosen.chk)
     _, plans, configuration = done.folder.name.split("__")
     folds = [fold.removeprefix("fold_") for fold in done.folds]

@@ -83,7 +83,7 @@ def export(folder: Path, checkpoint: str = "checkpoint_final.pth") -> Exported:
             _copy(folder / fold, draft / fold, KEPT_OF_FOLD)
             torch.save(_stock_checkpoint(folder / fold / checkpoint, configuration), draft / fold / checkpoint)
         patches, compared = _patches(plans, configuration, read_json(draft / "dataset.json", "The file", ""))
-        for fold in finished:
+        for fold in finished:  # nnU-Net's own reading would run code in a checkpoint: all were read above without
             _compare(folder, draft, fold, checkpoint, patches)
     return Exported(target, finished, [fold for fold in folds if fold not in finished], compared)
 

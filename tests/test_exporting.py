@@ -10,6 +10,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import blosc2
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -176,6 +177,32 @@ def test_another_checkpoint_and_no_volumes(model, trained):
     done = export(model, "checkpoint_mine.pth")
     assert (done.folds, done.compared) == (["fold_1"], "2 random patches")
     assert not (done.folder / "fold_0").exists()
+
+
+@pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
+def test_patches_are_the_middle_of_the_volumes_that_the_network_reads(configuration, trained):
+    folder = trained / "nnUNet_preprocessed/Dataset004_Target"
+    plans, dataset_json = (json.loads((folder / name).read_text()) for name in ("nnUNetPlans.json", "dataset.json"))
+    patches, compared = exporting._patches(plans, configuration, dataset_json)
+    assert compared == "patches of case0, case1"
+    for case, patch in zip(("case0", "case1"), patches, strict=True):
+        volume = blosc2.open(str(folder / f"nnUNetPlans_{configuration}/{case}.b2nd"), mode="r")[:]
+        first = [(edge - 16) // 2 for edge in volume.shape[1:]]
+        last = [start + 16 for start in first]
+        if configuration == "2d":
+            first[0] = (volume.shape[1] - 1) // 2
+            last[0] = first[0] + 1
+        expected = volume[:, first[0] : last[0], first[1] : last[1], first[2] : last[2]]
+        np.testing.assert_array_equal(patch.numpy(), expected)
+
+
+def test_patches_of_a_cascade_have_channels_for_the_labels(trained):
+    folder = trained / "nnUNet_preprocessed/Dataset004_Target"
+    plans, dataset_json = (json.loads((folder / name).read_text()) for name in ("nnUNetPlans.json", "dataset.json"))
+    plans["configurations"]["cascade"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_fullres"}
+    patches, compared = exporting._patches(plans, "cascade", dataset_json)
+    assert compared == "2 random patches"
+    assert [tuple(patch.shape) for patch in patches] == [(3, 16, 16, 16)] * 2
 
 
 def refused(model: Path, kind: type[Exception], message: str, checkpoint: str = "checkpoint_final.pth") -> None:
