@@ -117,6 +117,9 @@ def test_namesakes_keep_their_filters(kind, tmp_path):
     path, network = checkpoint(tmp_path, kind, ["T1", "T2", "FLAIR"])
     encoder = nnunet_genesis.encoder(path, channels=["flair", "T1"]).eval()
     x = image(kind, 3)
+    reordered = nnunet_genesis.encoder(path, channels=["FLAIR", "T1", "T2"]).eval()
+    for ours, theirs in zip(reordered(x[:, [2, 0, 1]]), network.encoder(x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     x[:, 1] = 0
     for ours, theirs in zip(encoder(x[:, [2, 0]]), network.encoder(x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

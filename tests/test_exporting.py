@@ -263,7 +263,11 @@ def test_code_in_a_checkpoint_is_not_run(model):
     refused(model, CheckpointError, "refused: reading it would run code")
 
 
-def test_weights_that_do_not_fit_are_refused(model):
+@pytest.mark.parametrize("trainers", [None, "elsewhere"])
+def test_weights_that_do_not_fit_are_refused(trainers, model, monkeypatch):
+    monkeypatch.delenv("nnUNet_extTrainer")
+    if trainers:
+        monkeypatch.setenv("nnUNet_extTrainer", trainers)
     path = model / "fold_1/checkpoint_final.pth"
     weights = torch.load(path, weights_only=True)["network_weights"]
     weights.popitem()
@@ -271,19 +275,33 @@ def test_weights_that_do_not_fit_are_refused(model):
     refused(model, CheckpointError, "nnU-Net cannot load .*fold_1")
 
 
-@pytest.mark.parametrize("change", ["weights of one fold", "mirroring"])
-def test_other_predictions_stop_the_export(change, model, monkeypatch):
-    """A fault where the checkpoints are written: one slightly other weight, or other axes, in the second fold only."""
+@pytest.mark.parametrize("change", ["weight", "mirroring"])
+def test_other_checkpoints_stop_the_export(change, model, monkeypatch):
+    """A fault where checkpoints are written: the last bit of one weight, or other axes, in the second fold only."""
     write = exporting._stock_checkpoint
 
     def faulty(path: Path, configuration: str):
         content = write(path, configuration)
         if "fold_1" in str(path):
+            bias = content["network_weights"]["decoder.seg_layers.1.bias"]
             if change == "mirroring":
                 content["inference_allowed_mirroring_axes"] = (0,)
             else:
-                content["network_weights"]["decoder.seg_layers.1.bias"][0] += 1e-4
+                bias[0] = torch.nextafter(bias[0], torch.tensor(10.0))
         return content
 
     monkeypatch.setattr(exporting, "_stock_checkpoint", faulty)
     refused(model, CheckpointError, "fold_1 is not exported: nnU-Net's own trainer predicts otherwise")
+
+
+def test_another_function_of_the_same_weights_stops_the_export(model, monkeypatch):
+    write = exporting._stock_plans
+
+    def faulty(plans: dict):
+        changed = json.loads(json.dumps(write(plans)))
+        arguments = changed["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+        arguments["nonlin_kwargs"]["negative_slope"] = 0.0101
+        return changed
+
+    monkeypatch.setattr(exporting, "_stock_plans", faulty)
+    refused(model, CheckpointError, "fold_0 is not exported: nnU-Net's own trainer predicts otherwise")
