@@ -101,9 +101,10 @@ def test_stock_nnunet_predicts_the_same_without_the_package(configuration, folds
     images = trained / "images"
     images.mkdir()
     shutil.copy(trained / "nnUNet_raw/Dataset004_Target/imagesTr/case0_0000.nii.gz", images)
-    options = ("-i", images, "-device", "cpu", "-npp", 1, "-nps", 1, "-f", *folds)
+    options = ("-i", images, "-device", "cpu", "-f", *folds)
+    at_once = ("-npp", 0, "-nps", 0)  # no processes beside
     stock("nnUNetv2_predict", "-d", 4, "-c", configuration, "-tr", "nnUNetTrainerGenesisFinetune", "-p",
-          "nnUNetPlans_scratch", "-o", trained / "ours", *options)  # fmt: skip
+          "nnUNetPlans_scratch", "-o", trained / "ours", *options, *at_once)  # fmt: skip
     assert genesis("export", model) == (2 if configuration == "3d_fullres" else 0)
     out = capsys.readouterr().out
     assert "bit for bit, on patches of case0, case1, fold by fold" in out
@@ -112,13 +113,13 @@ def test_stock_nnunet_predicts_the_same_without_the_package(configuration, folds
 
     entries = "nnunetv2.inference.predict_from_raw_data"
     alone(trained, f"{entries}:predict_entry_point", "-d", 4, "-c", configuration, "-p", "nnUNetPlans_scratch", "-tr",
-          "nnUNetTrainer", "-o", trained / "stock", *options)  # fmt: skip
+          "nnUNetTrainer", "-o", trained / "stock", *options, *at_once)  # fmt: skip
     expected = label_map(trained / "ours/case0.nii.gz")
     assert len(np.unique(expected)) > 1
     np.testing.assert_array_equal(label_map(trained / "stock/case0.nii.gz"), expected)
     if configuration == "3d_fullres":
         alone(trained, f"{entries}:predict_entry_point_modelfolder", "-m", trained / RESULTS / f"{STOCK}3d_fullres",
-              "-o", trained / "modelfolder", *options)  # fmt: skip
+              "-o", trained / "modelfolder", *options, "-npp", 1, "-nps", 1)  # fmt: skip
         np.testing.assert_array_equal(label_map(trained / "modelfolder/case0.nii.gz"), expected)
 
 
