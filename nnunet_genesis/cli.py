@@ -45,10 +45,13 @@ def build_parser() -> argparse.ArgumentParser:
         prog="nnunet_genesis",
         description="Pre-train nnU-Net on unlabeled scans, transfer the weights, fine-tune. The usual order: "
         "import, plan, preprocess, preview, nnUNetv2_train … -tr nnUNetTrainerGenesisPretrain, transfer, "
-        "nnUNetv2_train … -tr nnUNetTrainerGenesisFinetune, nnUNetv2_predict.",
+        "nnUNetv2_train … -tr nnUNetTrainerGenesisFinetune, nnUNetv2_predict; export for others.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_import, _add_plan, _add_preprocess, _add_preview, _add_inspect, _add_transfer, _add_trainers):
+    for add in (
+        _add_import, _add_plan, _add_preprocess, _add_preview, _add_inspect, _add_transfer, _add_export,
+        _add_trainers,
+    ):  # fmt: skip
         add(commands)
     return parser
 
@@ -289,6 +292,39 @@ def _share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1")
     return value
+
+
+def _add_export(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "export",
+        _export,
+        "Make a fine-tuned model one that nnU-Net predicts with where this package is not installed. Both are run and "
+        "compared first.",
+        "nnunet_genesis export $nnUNet_results/Dataset004_Hippocampus/"
+        "nnUNetTrainerGenesisFinetune__nnUNetPlans_genesis__3d_fullres",
+    )
+    parser.add_argument("folder", type=Path, metavar="MODEL_FOLDER", help="results folder with the folds")
+    parser.add_argument(
+        "-chk", default="checkpoint_final.pth", metavar="FILE", help="checkpoint of each fold to export (%(default)s)"
+    )
+
+
+def _export(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.exporting import export
+
+    print("Both models predict on the CPU, to be compared: minutes for a large network.", flush=True)
+    done = export(chosen.folder, chosen.chk)
+    _, plans, configuration = done.folder.name.split("__")
+    folds = [fold.removeprefix("fold_") for fold in done.folds]
+    print(
+        f"Logits are equal, bit for bit, on {done.compared}, fold by fold. Wrote {done.folder}. It needs nnU-Net only:"
+    )
+    print(
+        f"  nnUNetv2_predict -d {done.folder.parent.name} -tr nnUNetTrainer -p {plans} -c {configuration} "
+        f"-f {' '.join(folds)} -chk {chosen.chk} -i IN -o OUT"
+    )
+    return _left_out(dict.fromkeys(done.unfinished, f"no {chosen.chk}"), "folds whose training is not finished")
 
 
 def _add_trainers(commands: Any) -> None:

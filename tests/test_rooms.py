@@ -11,7 +11,7 @@ import pytest
 LIBRARY = Path(__file__).parents[1] / "nnunet_genesis"
 GROUND = {"errors"}
 MAY_USE: dict[str, set[str]] = {
-    "__init__": set(),
+    "__init__": {"encoders"},
     "errors": set(),
     "locations": GROUND,
     "validated": GROUND,
@@ -38,6 +38,8 @@ MAY_USE: dict[str, set[str]] = {
     "transferring": GROUND | {"checkpoint", "datasets", "files", "settings", "sources", "transfer"},
     "pretraining": GROUND | {"checkpoint", "corruption", "datasets", "figures", "files", "patches", "restoration",
                              "settings", "training"},
+    "encoders": GROUND | {"checkpoint", "transfer"},
+    "exporting": GROUND | {"checkpoint", "datasets", "files", "locations"},
     "finetuning": GROUND | {"checkpoint", "files", "settings", "training"},
 }  # fmt: skip
 """The command line (`cli`) may use everything."""

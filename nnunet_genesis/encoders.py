@@ -1,0 +1,163 @@
+"""Checkpoint → encoder as a torch module: image → features of every stage, for classification and other tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nnunet_genesis.checkpoint import read_source
+from nnunet_genesis.errors import CheckpointError, TransferError
+from nnunet_genesis.transfer.channels import adapt_input_channels, channel_mixture
+from nnunet_genesis.transfer.names import effective, name_groups
+
+HIDDEN = 1024
+"""Width of the classifier's hidden layer in Models Genesis (Zhou et al., Medical Image Analysis 2021)."""
+
+
+class Encoder(nn.Module):
+    """The encoder of a U-Net: the network that `nnunet_genesis.encoder` returns.
+
+    Attributes:
+        channels: Names of the input channels.
+        widths: Number of features of each stage, finest first.
+        strides: Down-sampling of each stage against the image, per axis.
+        patch_size: Patch that the checkpoint was trained on, in voxels; None if unknown.
+    """
+
+    def __init__(
+        self,
+        stages: nn.Module,
+        channels: Sequence[str],
+        widths: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        patch_size: Sequence[int] | None = None,
+    ) -> None:
+        """Take nnU-Net's encoder, which returns the outputs of its stages as a list; strides are those between them."""
+        super().__init__()
+        self.stages = stages
+        self.channels = list(channels)
+        self.patch_size = None if patch_size is None else list(patch_size)
+        self.widths = list(widths)
+        self.strides = [
+            [prod(steps) for steps in zip(*strides[: stage + 1], strict=True)] for stage in range(len(widths))
+        ]
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Features of every stage.
+
+        Args:
+            image: (N, C, *spatial), prepared as the checkpoint's training data were (spacing, normalisation), float.
+
+        Returns:
+            One (N, width, *spatial / stride) per stage, finest first.
+
+        Raises:
+            TransferError: The image has other channels or axes, its edges are no multiples of `strides[-1]`, or the
+                deepest stage would have a single voxel, which normalisation makes constant.
+        """
+        self._refuse(image)
+        return self.stages(image)  # type: ignore[no-any-return]
+
+    def pooled(self, image: torch.Tensor) -> torch.Tensor:
+        """The deepest features averaged over space: (N, C, *spatial) → (N, widths[-1])."""
+        return self(image)[-1].flatten(2).mean(2)  # type: ignore[no-any-return]
+
+    def _refuse(self, image: torch.Tensor) -> None:
+        axes = len(self.strides[0])
+        if image.ndim != axes + 2 or image.shape[1] != len(self.channels):
+            raise TransferError(
+                f"The encoder reads images (N, {len(self.channels)}, {', '.join('zyx'[-axes:])}) with the channels "
+                f"{', '.join(self.channels)}; this one is {tuple(image.shape)}. Other channels are named with "
+                "nnunet_genesis.encoder(…, channels=[…])."
+            )
+        size, deepest = list(image.shape[2:]), self.strides[-1]
+        if any(edge % stride for edge, stride in zip(size, deepest, strict=True)) or size == deepest:
+            raise TransferError(
+                f"An image of {_times(size)} voxels does not suit the encoder: edges must be multiples of "
+                f"{_times(deepest)}, and leave more than one voxel in the deepest stage. Crop or pad it."
+            )
+
+
+class Classifier(nn.Module):
+    """An encoder with the papers' head: average over space → linear, 1024, ReLU → linear, one logit per class."""
+
+    def __init__(self, encoder: Encoder, classes: int, hidden: int = HIDDEN) -> None:
+        """The encoder is trained too, unless its parameters are frozen.
+
+        Args:
+            encoder: From `nnunet_genesis.encoder`.
+            classes: Number of logits.
+            hidden: Width of the hidden layer.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Sequential(nn.Linear(encoder.widths[-1], hidden), nn.ReLU(), nn.Linear(hidden, classes))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(N, C, *spatial) → logits (N, classes)."""
+        return self.head(self.encoder.pooled(image))  # type: ignore[no-any-return]
+
+
+def load_encoder(checkpoint: str | Path, channels: Sequence[str] | None = None, *, pretrained: bool = True) -> Encoder:
+    """The encoder of a checkpoint's network, as `nnunet_genesis.encoder`.
+
+    Args:
+        checkpoint: Any file that `nnunet_genesis inspect` knows.
+        channels: Names of the input channels of the new task. Those of the checkpoint by default. Filters of
+            namesakes are taken over; other channels share the checkpoint's filters as in `nnunet_genesis transfer`.
+        pretrained: False for the control arm: the same network, initialised as by nnU-Net with torch's global
+            generator (`torch.manual_seed`).
+
+    Returns:
+        The encoder on the CPU, in training mode.
+
+    Raises:
+        CheckpointError: The file cannot be read, or lacks parts of the encoder.
+        TransferError: `channels` is empty.
+    """
+    path = Path(checkpoint)
+    source = read_source(path)
+    theirs = list(source.channels or [f"unnamed channel {number}" for number in range(source.input_channels)])
+    ours = theirs if channels is None else list(channels)
+    if not ours or isinstance(channels, str):
+        raise TransferError('channels takes a list of names, e.g. channels=["T1", "T2"].')
+    encoder = _fresh(source.architecture, len(ours))
+    if pretrained:
+        mixture, _ = channel_mixture(theirs, ours)
+        _load(encoder, source.weights, mixture, path)
+    arguments = source.architecture["arch_kwargs"]
+    return Encoder(encoder, ours, arguments["features_per_stage"], arguments["strides"], source.patch_size)
+
+
+def _fresh(architecture: Mapping[str, Any], channels: int) -> nn.Module:
+    """The encoder of the network that nnU-Net builds and initialises; `read_source` has checked what is named in it."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    network: Any = get_network_from_plans(
+        architecture["network_class_name"], architecture["arch_kwargs"], architecture["_kw_requires_import"], channels,
+        1, allow_init=True, deep_supervision=False,
+    )  # fmt: skip
+    encoder: nn.Module = network.encoder
+    return encoder
+
+
+def _load(encoder: nn.Module, weights: Mapping[str, torch.Tensor], mixture: torch.Tensor, path: Path) -> None:
+    """Write the checkpoint's weights into an encoder, those of the first convolution mixed to its channels."""
+    given = {name.removeprefix("encoder."): tensor for name, tensor in weights.items() if name.startswith("encoder.")}
+    found: dict[str, torch.Tensor] = {}
+    for position, names in enumerate(name_groups(encoder).values()):
+        tensor = effective(names, given)
+        if tensor is None:
+            raise CheckpointError(f"{path} has no complete encoder: encoder.{names[0]} is missing.")
+        # the convolution that reads the image is registered first
+        found |= dict.fromkeys(names, tensor if position else adapt_input_channels(tensor, mixture))
+    encoder.load_state_dict(found, strict=True)
+
+
+def _times(edges: Sequence[int]) -> str:
+    return "x".join(map(str, edges))
