@@ -185,6 +185,11 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         super().on_train_start()
         self._first_epoch = self.current_epoch
 
+    def on_train_end(self) -> None:
+        """As in nnU-Net, then end the loaders: no thread may run while processes for the final validation fork."""
+        super().on_train_end()
+        self.dataloader_train = self.dataloader_val = None
+
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Errors of each patch of a batch."""
         corrupted = batch["data"].to(self.device, non_blocking=True)

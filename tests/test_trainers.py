@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,7 @@ def test_validation_does_not_depend_on_where_training_patches_are_corrupted(read
         logs[corrupt_on] = torch.load(folder / "checkpoint_final.pth", weights_only=True)["logging"]
     assert logs["workers"]["copy_mse"] == logs["device"]["copy_mse"]
     assert logs["workers"]["train_losses"] != logs["device"]["train_losses"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("corruption")]
 
 
 def test_checkpoints_and_logs_speak_of_restoration(ready: Path, stock):
