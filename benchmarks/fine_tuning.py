@@ -74,7 +74,7 @@ def main() -> None:
     results: dict[str, list[float]] = {}
     for _ in range(chosen.repeats):
         for number, arm in enumerate(chosen.arms):
-            results.setdefault(arm, []).append(dice_of(chosen, arm, f"BENCHMARK_{number}"))
+            results.setdefault(arm, []).append(dice_of(chosen, arm, f"BENCHMARK_{os.getpid()}_{number}"))
             print(table(results) + "\n", flush=True)
             if chosen.json:
                 facts: dict[str, Any] = {name: str(value) for name, value in vars(chosen).items()}
