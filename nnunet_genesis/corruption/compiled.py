@@ -109,7 +109,7 @@ def map_piecewise(voxels: Volume, base: Volume, rise: Volume, low: float, high: 
         if value != value:
             continue
         inside = min(max(value, low), high)
-        piece = np.uint64(min(np.int64((inside - low) * pieces), last))
+        piece = np.uint64(min(int((inside - low) * pieces), last))
         voxels[i] = base[piece] + rise[piece] * (inside - low) + slope * (value - inside)
 
 
