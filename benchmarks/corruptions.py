@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import bandwidth, facts, machine, seconds, size, smooth_volume, table
+from measuring import add_device, bandwidth, facts, machine, seconds, size, smooth_volume, table
 from memory import can_be_told, memory_copies
 from original import Original
 from stratified import BATCH, batches_of, strata
@@ -86,7 +86,7 @@ def parse_options() -> argparse.Namespace:
     add("--draws", type=int, metavar="N", help="even number of draws per round (100 for small patches, 20 for large)")
     add("--rounds", type=int, default=3, metavar="N", help="rounds of the full recipe (%(default)s)")
     add("--reference", type=Path, metavar="DIR", help="clone of Models Genesis; it takes patch edges from 20 voxels")
-    add("--device", choices=("cuda", "cpu", "none"), help="device of the batched path (cuda where there is one)")
+    add_device(parser, "none", "cpu")
     add(
         "--step-patch", help="patch of the training step (128 128 128 on CUDA; elsewhere no step unless given)", **patch
     )
@@ -94,9 +94,6 @@ def parse_options() -> argparse.Namespace:
     add("--step-repeats", type=int, default=20, metavar="N", help="timed steps (%(default)s)")
     add("--json", type=Path, metavar="FILE", help="write the results here, too")
     options = parser.parse_args()
-    options.device = options.device or ("cuda" if torch.cuda.is_available() else "none")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: there is no CUDA device")
     options.patch = options.patch or PATCHES
     if options.step_patch is None and options.device == "cuda":
         options.step_patch = STOCK_PATCH

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
+from measuring import add_device
 
 from nnunet_genesis.checkpoint import versions
 from nnunet_genesis.datasets import dataset_name
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--iterations", type=int, default=75)
     parser.add_argument("--warmup", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser, "cpu")
     parser.add_argument("--json", type=Path, help="file for all results")
     chosen = parser.parse_args()
     results: dict[str, list[float]] = {}

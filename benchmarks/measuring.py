@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import platform
@@ -19,6 +20,18 @@ from nnunet_genesis.checkpoint import versions
 
 LARGE = 2**28
 """Bytes of the array that is copied to measure bandwidth: more than any cache holds."""
+
+
+def add_device(parser: argparse.ArgumentParser, *others: str) -> None:
+    """The flag `--device`: cuda where there is one, otherwise the first of the others."""
+    usual = "cuda" if torch.cuda.is_available() else others[0]
+    parser.add_argument("--device", type=_present, choices=("cuda", *others), default=usual, help="(%(default)s)")
+
+
+def _present(device: str) -> str:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("there is no CUDA device")
+    return device
 
 
 def synchronize(device: torch.device | None) -> None:

@@ -27,12 +27,12 @@ from typing import Any
 
 import SimpleITK as sitk
 import torch
-from measuring import facts, machine, size, smooth_volume, synchronize, table
+from measuring import add_device, facts, machine, size, smooth_volume, synchronize, table
 
 from nnunet_genesis import cli
-from nnunet_genesis.datasets import dataset_name, preprocessed_folder, read_plans
+from nnunet_genesis.datasets import dataset_name, read_dataset_json, read_plans
 from nnunet_genesis.errors import GenesisError
-from nnunet_genesis.files import read_json, write_json
+from nnunet_genesis.files import write_json
 from nnunet_genesis.planning import PLANS_NAME
 
 SYNTHETIC = 999
@@ -66,7 +66,7 @@ def parse_options() -> argparse.Namespace:
     add("-d", metavar="ID", help="preprocessed dataset, id or name (a synthetic one)")
     add("-c", default="3d_fullres", metavar="CONFIGURATION", help="%(default)s")
     add("-p", default=PLANS_NAME, metavar="PLANS", help="%(default)s")
-    add("--device", choices=("cuda", "cpu"), help="cuda where there is one, otherwise cpu")
+    add_device(parser, "cpu")
     add("--workers", type=int, nargs="+", default=[0, 1, 2, 4, 8, 12], metavar="N", help="loading processes; numbers "
         "above that of the cores are left out, as nnU-Net would not start so many")  # fmt: skip
     add("--corrupt-on", nargs="+", choices=("workers", "device"), default=["workers", "device"], help="who corrupts")
@@ -78,9 +78,6 @@ def parse_options() -> argparse.Namespace:
     synthetic("--volume", type=int, nargs=3, metavar=("Z", "Y", "X"), help="their size (192 192 192 or 48 56 48)")
     add("--json", type=Path, metavar="FILE", help="write the results here, too")
     options = parser.parse_args()
-    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: there is no CUDA device")
     usual = {"cuda": (100, "isotropic_1mm", 12, [192] * 3), "cpu": (20, "tiny", 4, [48, 56, 48])}[options.device]
     for name, value in zip(("iterations", "template", "volumes", "volume"), usual, strict=True):
         setattr(options, name, getattr(options, name) or value)
@@ -121,8 +118,7 @@ def make_trainer(options: argparse.Namespace, device: torch.device) -> Any:
 
     name = dataset_name(options.d)
     plans = read_plans(name, options.p) | {"continue_training": False}
-    path = preprocessed_folder(name) / "dataset.json"
-    dataset_json = read_json(path, "The dataset description", "Plan and preprocess the dataset first.")
+    dataset_json = read_dataset_json(name)
     trainer = nnUNetTrainerGenesisPretrain(plans, options.c, "all", dataset_json, device)
     trainer.initialize()
     trainer.dataset_class.unpack_dataset(trainer.preprocessed_dataset_folder, overwrite_existing=False)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import add_device
 
 from nnunet_genesis.checkpoint import versions
 from nnunet_genesis.corruption import RECIPES, Recipe
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=60)
     parser.add_argument("--validation", type=int, default=15, help="batches of held-out patches per test")
     parser.add_argument("--lr", type=float, default=0.003)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser, "cpu")
     parser.add_argument("--json", type=Path, help="file for all errors")
     chosen = parser.parse_args()
     results: dict[str, list[dict[str, Any]]] = {}

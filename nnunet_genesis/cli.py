@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunet_genesis.errors import GenesisError
+from nnunet_genesis.flags import add_flags, given
 
 LEFT_OUT = 2
 """Exit code when the work was done but for some cases."""
-
-FLAGS = {"learning_rate": "--lr"}
-"""Settings whose flag is not their name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,14 +120,14 @@ def _add_plan(commands: Any) -> None:
         "--like-plans", default="nnUNetPlans", metavar="PLANS", help="plans of the target (%(default)s)"
     )
     parser.add_argument("-p", default=PLANS_NAME, metavar="PLANS", help="name of the plans to write (%(default)s)")
-    _add_settings(parser.add_argument_group("pre-training settings"), PretrainingSettings)
+    add_flags(parser.add_argument_group("pre-training settings"), PretrainingSettings)
     recipe = parser.add_argument_group("corruption recipe")
     recipe.add_argument(
         "--recipe", default=DEFAULT_RECIPE, choices=list(RECIPES), help="values to start from (%(default)s)"
     )
-    _add_settings(recipe, Recipe)
+    add_flags(recipe, Recipe)
     for name, corruption in RECIPES["paper"].corruptions.items():
-        _add_settings(parser.add_argument_group(f"corruption: {name}"), type(corruption), prefix=f"{name}_")
+        add_flags(parser.add_argument_group(f"corruption: {name}"), type(corruption), prefix=f"{name}_")
 
 
 def _plan(chosen: argparse.Namespace) -> int:
@@ -140,9 +137,9 @@ def _plan(chosen: argparse.Namespace) -> int:
     from nnunet_genesis.settings import PretrainingSettings
 
     base = RECIPES[chosen.recipe]
-    blocks = {name: _given(chosen, type(block), f"{name}_") for name, block in base.corruptions.items()}
-    recipe = base.updated({**_given(chosen, Recipe), **blocks}, "the flags")
-    settings = PretrainingSettings(**_given(chosen, PretrainingSettings), recipe=recipe)
+    blocks = {name: given(chosen, type(block), f"{name}_") for name, block in base.corruptions.items()}
+    recipe = base.updated({**given(chosen, Recipe), **blocks}, "the flags")
+    settings = PretrainingSettings(**given(chosen, PretrainingSettings), recipe=recipe)
     dataset = dataset_name(chosen.d)
     if chosen.template:
         path = plan_from_template(dataset, chosen.template, chosen.p, settings)
@@ -263,7 +260,7 @@ def _add_transfer(commands: Any) -> None:
                         "share of the encoder's parameters comes from the checkpoint (%(default)s)")  # fmt: skip
     parser.add_argument("--resize-widths", action="store_true", help="stages of other widths take over the leading "
                         "channels; otherwise they start anew")  # fmt: skip
-    _add_settings(parser.add_argument_group("fine-tuning settings"), FineTuningSettings, SCHEDULE)
+    add_flags(parser.add_argument_group("fine-tuning settings"), FineTuningSettings, SCHEDULE)
 
 
 def _transfer(chosen: argparse.Namespace) -> int:
@@ -276,7 +273,7 @@ def _transfer(chosen: argparse.Namespace) -> int:
     new_plans = chosen.to or f"{chosen.p}_{'scratch' if chosen.from_scratch else 'genesis'}"
     dataset = dataset_name(chosen.d)
     done = transfer(
-        chosen.checkpoint, dataset, chosen.p, chosen.c, new_plans, _given(chosen, FineTuningSettings),
+        chosen.checkpoint, dataset, chosen.p, chosen.c, new_plans, given(chosen, FineTuningSettings),
         chosen.min_coverage, chosen.resize_widths,
     )  # fmt: skip
     if done.ledger is not None:
@@ -346,37 +343,6 @@ def _trainers(_: argparse.Namespace) -> int:
 
 def _add_processes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-np", type=int, default=4, metavar="N", help="number of processes (%(default)s)")
-
-
-def _add_settings(parser: Any, kind: Any, names: Iterable[str] = (), prefix: str = "") -> None:
-    """One flag per declared setting: `--cutout-windows` for `windows` of `cutout_`; the default is not filled in."""
-    for declared in fields(kind):
-        if "text" not in declared.metadata or (names and declared.name not in names):
-            continue
-        default: Any = declared.default
-        pair = isinstance(default, tuple)
-        parser.add_argument(
-            FLAGS.get(declared.name, "--" + (prefix + declared.name).replace("_", "-")),
-            dest=prefix + declared.name,
-            default=argparse.SUPPRESS,
-            type=type(default[0]) if pair else type(default),
-            nargs=2 if pair else None,
-            choices=declared.metadata["choices"] or None,
-            metavar=_placeholder(declared),
-            help=f"{declared.metadata['text']} ({' '.join(map(str, default)) if pair else default})".replace("%", "%%"),
-        )
-
-
-def _placeholder(declared: Any) -> Any:
-    if isinstance(declared.default, tuple):
-        return ("LOW", "HIGH")
-    return None if declared.metadata["choices"] else "X" if isinstance(declared.default, float) else "N"
-
-
-def _given(chosen: argparse.Namespace, kind: Any, prefix: str = "") -> dict[str, Any]:
-    """The settings of one kind that were given as flags."""
-    names = [declared.name for declared in fields(kind) if "text" in declared.metadata]
-    return {name: getattr(chosen, prefix + name) for name in names if prefix + name in chosen}
 
 
 def _left_out(reasons: dict[str, str], advice: str) -> int:

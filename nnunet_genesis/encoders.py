@@ -14,6 +14,7 @@ from nnunet_genesis.checkpoint import read_source
 from nnunet_genesis.errors import CheckpointError, TransferError
 from nnunet_genesis.transfer.channels import adapt_input_channels, channel_mixture
 from nnunet_genesis.transfer.names import effective, name_groups
+from nnunet_genesis.transfer.words import times
 
 HIDDEN = 1024
 """Width of the classifier's hidden layer in Models Genesis (Zhou et al., Medical Image Analysis 2021)."""
@@ -78,8 +79,8 @@ class Encoder(nn.Module):
         size, deepest = list(image.shape[2:]), self.strides[-1]
         if any(edge % stride for edge, stride in zip(size, deepest, strict=True)) or size == deepest:
             raise TransferError(
-                f"An image of {_times(size)} voxels does not suit the encoder: edges must be multiples of "
-                f"{_times(deepest)}, and leave more than one voxel in the deepest stage. Crop or pad it."
+                f"An image of {times(size)} voxels does not suit the encoder: edges must be multiples of "
+                f"{times(deepest)}, and leave more than one voxel in the deepest stage. Crop or pad it."
             )
 
 
@@ -122,7 +123,7 @@ def load_encoder(checkpoint: str | Path, channels: Sequence[str] | None = None, 
     """
     path = Path(checkpoint)
     source = read_source(path)
-    theirs = list(source.channels or [f"unnamed channel {number}" for number in range(source.input_channels)])
+    theirs = source.channel_labels
     ours = theirs if channels is None else list(channels)
     if not ours or isinstance(channels, str):
         raise TransferError('channels takes a list of names, e.g. channels=["T1", "T2"].')
@@ -157,7 +158,3 @@ def _load(encoder: nn.Module, weights: Mapping[str, torch.Tensor], mixture: torc
         # the convolution that reads the image is registered first
         found |= dict.fromkeys(names, tensor if position else adapt_input_channels(tensor, mixture))
     encoder.load_state_dict(found, strict=True)
-
-
-def _times(edges: Sequence[int]) -> str:
-    return "x".join(map(str, edges))

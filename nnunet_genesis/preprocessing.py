@@ -98,18 +98,22 @@ def preprocess(
         if not is_finished(folder, case)
     ]
     report = PreprocessingReport(folder, already_there=len(cases) - len(unfinished))
-    bar = tqdm(total=len(unfinished), desc=f"Preprocessing {configuration}", unit="case", disable=not progress)
-    with bar:
-        for job, result in each_case(preprocess_case, unfinished, processes):
+    _work(unfinished, report, processes, progress)
+    shutil.rmtree(workshop, ignore_errors=True)
+    outcome = {"written": report.written, "already_there": report.already_there, "failed": report.failed}
+    write_json({"made_by": made_by} | outcome, record)
+    return report
+
+
+def _work(jobs: list[Job], report: PreprocessingReport, processes: int, progress: bool) -> None:
+    """Preprocess the cases and enter into the report what became of each."""
+    with tqdm(total=len(jobs), desc=f"Preprocessing {report.folder.name}", unit="case", disable=not progress) as bar:
+        for job, result in each_case(preprocess_case, jobs, processes):
             if isinstance(result, Exception):
                 report.failed[job.case] = " ".join(f"{result}".split()) or type(result).__name__
             else:
                 report.written += 1
             bar.update()
-    shutil.rmtree(workshop, ignore_errors=True)
-    outcome = {"written": report.written, "already_there": report.already_there, "failed": report.failed}
-    write_json({"made_by": made_by} | outcome, record)
-    return report
 
 
 def is_finished(folder: Path, case: str) -> bool:

@@ -53,7 +53,7 @@ class PretrainingSettings(Settings):
         block = dict(_block(_genesis(plans).get("pretraining", {}), where))
         if "recipe" in block:
             block["recipe"] = read_recipe(block["recipe"], f'{where} / "recipe"')
-        return cls.read(block, where)
+        return cls().updated(block, where)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class FineTuningSettings(Settings):
                 f"-d {plans.get('dataset_name', 'DATASET')} -c {configuration}"
             )
         where = f'the block "genesis" / "fine_tuning" / "{configuration}" of the plans {name}'
-        return cls.read(blocks[configuration], where)
+        return cls().updated(blocks[configuration], where)
 
 
 def _genesis(plans: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,26 +80,14 @@ def transfer(
     if new_plans_name == plans_name:
         raise TransferError(f"The plans {plans_name} would be overwritten. Name others with --to.")
     refuse_foreign_plans(path, "fine_tuning")
-    chosen = dict(schedule)
-    chosen.setdefault("warmup", min(50, chosen.get("epochs", FineTuningSettings.epochs) // 20))
-    settings = FineTuningSettings(**chosen)
-    ledger = None
+    default = {"warmup": min(50, schedule.get("epochs", FineTuningSettings.epochs) // 20)}
+    settings, ledger = FineTuningSettings(**default | schedule), None
     if checkpoint is not None:
         network, channels = target_network(plans, configuration, read_dataset_json(dataset))
         ledger = match(read_source(checkpoint), network, channels, resize_widths)
         ledger.refuse_low_coverage(min_coverage)
         ledger.apply(network)
-        weights = path.with_name(f"{new_plans_name}_{configuration}.pth")
-        _write_weights(network, ledger, checkpoint, weights)
-        settings = FineTuningSettings(
-            **chosen,
-            weights=weights.name,
-            sha256=sha256(weights),
-            source=checkpoint.name if checkpoint.parent == Path() else "/".join(checkpoint.parts[-3:]),
-            source_sha256=sha256(checkpoint),
-            coverage=round(ledger.coverage, 6),
-        )
-        _write_report(ledger, settings, weights)
+        settings = _write(network, ledger, checkpoint, settings, path.with_name(f"{path.stem}_{configuration}.pth"))
     blocks = _other_configurations(path, plans) | {configuration: settings.block()}
     write_json({**plans, "plans_name": new_plans_name, "genesis": {"fine_tuning": blocks}}, path)
     return Transferred(path, ledger)
@@ -129,11 +117,24 @@ def target_network(
     return network, channels
 
 
-def _write_weights(network: nn.Module, ledger: Ledger, checkpoint: Path, path: Path) -> None:
+def _write(
+    network: nn.Module, ledger: Ledger, checkpoint: Path, settings: FineTuningSettings, path: Path
+) -> FineTuningSettings:
+    """Write weights and report; the settings with what identifies both files."""
     lines = {line.name: [line.state, line.why] for line in ledger.lines}
     facts = {"source": checkpoint.name, "coverage": ledger.coverage, "tensors": lines, "versions": versions()}
     with written_atomically(path) as temporary:
         torch.save({"network_weights": network.state_dict(), "genesis": facts}, temporary)
+    settings = replace(
+        settings,
+        weights=path.name,
+        sha256=sha256(path),
+        source=checkpoint.name if checkpoint.parent == Path() else "/".join(checkpoint.parts[-3:]),
+        source_sha256=sha256(checkpoint),
+        coverage=round(ledger.coverage, 6),
+    )
+    _write_report(ledger, settings, path)
+    return settings
 
 
 def _write_report(ledger: Ledger, settings: FineTuningSettings, weights: Path) -> None:

@@ -43,19 +43,6 @@ class Settings:
             if "text" in declared.metadata:
                 object.__setattr__(self, declared.name, _checked(declared, getattr(self, declared.name)))
 
-    @classmethod
-    def read(cls, block: Mapping[str, Any], where: str) -> Self:
-        """Make settings from a JSON block; keys that are not given keep their defaults.
-
-        Args:
-            block: Names and values.
-            where: Where the block stands, for error messages.
-
-        Raises:
-            SettingsError: Unknown key, wrong type or value out of range.
-        """
-        return cls().updated(block, where)
-
     def updated(self, block: Mapping[str, Any], where: str) -> Self:
         """A copy with the values of a JSON block; blocks within it update nested settings alike.
 

@@ -93,18 +93,24 @@ def import_scans(
     jobs, already_there = _open_jobs(scans, journal, link)
     _remove_leftovers(journal)
     journal.save()
+    imported = _work(jobs, journal, processes, progress)
+    reasons = {scan.source: journal.records[scan.source].reason for scan in scans}
+    rejected = {source: reason for source, reason in reasons.items() if reason}
+    return ImportReport(folder, imported, already_there, rejected)
+
+
+def _work(jobs: Sequence[ImportJob], journal: Journal, processes: int, progress: bool) -> int:
+    """Import the scans and record what became of each; the number of cases imported."""
     imported = 0
     try:
-        with tqdm(total=len(jobs), desc=f"Importing {folder.name}", unit="case", disable=not progress) as bar:
+        with tqdm(total=len(jobs), desc=f"Importing {journal.folder.name}", unit="case", disable=not progress) as bar:
             for job, result in each_case(import_scan, jobs, processes):
                 imported += _note(journal.records[job.scan.source], job, result)
                 journal.save_now_and_then()
                 bar.update()
     finally:
         journal.save()
-    reasons = {scan.source: journal.records[scan.source].reason for scan in scans}
-    rejected = {source: reason for source, reason in reasons.items() if reason}
-    return ImportReport(folder, imported, already_there, rejected)
+    return imported
 
 
 def import_scan(job: ImportJob) -> None:

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_genesis.cli import _add_settings, build_parser
+from nnunet_genesis.cli import build_parser
 from nnunet_genesis.corruption import RECIPES, Recipe, corrupt, corrupt_batch, draw, to_restore
 from nnunet_genesis.corruption.corruption import Corruption
+from nnunet_genesis.flags import add_flags
 from nnunet_genesis.settings import PretrainingSettings
 
 REPOSITORY = Path(__file__).parents[1]
@@ -156,7 +157,7 @@ def test_the_example_has_flags_and_a_column_of_its_own(longer):
     parser = argparse.ArgumentParser()
     kind = type(recipe.missing_planes)
     assert issubclass(kind, Corruption)
-    _add_settings(parser, kind, prefix="missing_planes_")
+    add_flags(parser, kind, prefix="missing_planes_")
     flags = {flag for flag in parser._option_string_actions if "planes" in flag}
     assert flags == set(re.findall(r"`(--missing[\w-]+)`", CORRUPTIONS))
 

@@ -13,6 +13,7 @@ GROUND = {"errors"}
 MAY_USE: dict[str, set[str]] = {
     "__init__": {"encoders"},
     "errors": set(),
+    "flags": set(),
     "locations": GROUND,
     "validated": GROUND,
     "files": GROUND,

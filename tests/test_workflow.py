@@ -11,18 +11,8 @@ import torch
 
 from tests.conftest import blob, shrink_plans
 
-PRETRAINING = [
-    "--epochs",
-    2,
-    "--iterations",
-    3,
-    "--validation-iterations",
-    2,
-    "--sheet-every",
-    1,
-    "--save-every",
-    1,
-]
+PRETRAINING = ("--epochs", 2, "--iterations", 3, "--validation-iterations", 2, "--sheet-every", 1, "--save-every", 1)
+PICTURES = ("progress.png", "restoration_epoch_0001.png", "restoration_epoch_0002.png", "restoration_final.png")
 
 
 @pytest.mark.parametrize(
@@ -53,12 +43,7 @@ def test_from_scans_to_predictions(template, configuration, channels, nnunet: Pa
     assert set(summary["errors"]) == {"recipe"} | {
         f"{name} alone" for name in ("intensity", "shuffling", "outer_cutout", "inner_cutout")
     }
-    for picture in (
-        "progress.png",
-        "restoration_epoch_0001.png",
-        "restoration_epoch_0002.png",
-        "restoration_final.png",
-    ):
+    for picture in PICTURES:
         assert (run / "fold_all" / picture).stat().st_size > 1000
     description = torch.load(pretrained, weights_only=True)["genesis"]
     assert description["channel_names"] == list(channels)

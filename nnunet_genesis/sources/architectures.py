@@ -15,12 +15,9 @@ ORIGINAL = "nnunet_genesis.unet3d.UNet3D"
 CLASSES = {name.rsplit(".", 1)[1]: name for name in (PLAIN, RESIDUAL, ORIGINAL)}
 """Networks that are read, by the last part of their name: plans of several ages give different modules."""
 
-FIRST_CONV = {
-    PLAIN: "encoder.stages.{}.0.convs.0.conv.weight",
-    RESIDUAL: "encoder.stages.{}.blocks.0.conv1.conv.weight",
-}
 CONVS = {PLAIN: "encoder.stages.{}.0.convs.{}.conv.weight", RESIDUAL: "encoder.stages.{}.blocks.{}.conv1.conv.weight"}
-STEM = {PLAIN: FIRST_CONV[PLAIN].format(0), RESIDUAL: "encoder.stem.convs.0.conv.weight"}
+"""First convolution of a block, by stage and block."""
+STEM = {PLAIN: CONVS[PLAIN].format(0, 0), RESIDUAL: "encoder.stem.convs.0.conv.weight"}
 STEM[ORIGINAL] = STEM[PLAIN]
 """Weight that reads the image."""
 
@@ -90,7 +87,7 @@ def derive(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], tuple[s
         CheckpointError: These are not the tensors of a known network.
     """
     name = RESIDUAL if STEM[RESIDUAL] in weights else PLAIN
-    first = _counted(weights, FIRST_CONV[name])
+    first = _counted(weights, CONVS[name].format("{}", 0))
     if len(first) < 2 or STEM[name] not in weights or first[0].ndim not in (4, 5):
         raise CheckpointError(unknown(weights))
     stages = len(first)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -10,9 +10,9 @@ import torch
 from nnunet_genesis.transfer.adapters import fit_kernel, fit_taps, fit_vector, fit_widths, passing_on
 from nnunet_genesis.transfer.channels import adapt_input_channels
 from nnunet_genesis.transfer.layout import STEM, Layer
+from nnunet_genesis.transfer.words import axes_where, times
 
 COPIED, ADAPTED, INITIALISED = "copied", "adapted", "initialised"
-AXIS_NAMES = ("z", "y", "x")
 
 
 class Outcome(NamedTuple):
@@ -98,7 +98,7 @@ def _carry_weight(
     kernel = tuple(fitted.shape[2:])
     if kernel != wanted.kernel:
         fitted = (fit_taps if up else fit_kernel)(fitted, wanted.kernel)
-        steps.append(f"{'up-sampling' if up else 'kernel'} {_by(kernel)} → {_by(wanted.kernel)}")
+        steps.append(f"{'up-sampling' if up else 'kernel'} {times(kernel)} → {times(wanted.kernel)}")
         limits += _tap_limits(kernel, wanted.kernel) if up else _kernel_limits(kernel, wanted.kernel)
     if fitted.shape[:2] != start.shape[:2] or (wanted.place.side != STEM and given.inputs != wanted.inputs):
         inputs = given.inputs if wanted.place.side != STEM else wanted.inputs
@@ -107,7 +107,7 @@ def _carry_weight(
         if given.width > wanted.width or any(a > b for a, b in zip(inputs, wanted.inputs, strict=True)):
             limits.append("narrower: the leading filters without the inputs that are gone, which is another function")
     if given.stride != wanted.stride and not up:
-        steps.append(f"stride {_by(given.stride)} → {_by(wanted.stride)}")
+        steps.append(f"stride {times(given.stride)} → {times(wanted.stride)}")
     if weight.ndim != fresh.ndim:
         steps.insert(0, f"{weight.ndim - 2}D → {fresh.ndim - 2}D")
     if all(step.startswith("stride") for step in steps):
@@ -126,21 +126,16 @@ def _carry_vector(role: str, tensor: torch.Tensor | None, fresh: torch.Tensor, s
     return Outcome(ADAPTED, f"width {len(tensor)} → {len(fresh)}", fit_vector(tensor, fresh), share)
 
 
-def in_words(chosen: Iterable[bool]) -> str:
-    """The axes chosen, e.g. "z and y"."""
-    return " and ".join(name for name, differs in zip(AXIS_NAMES, chosen, strict=True) if differs)
-
-
 def _kernel_limits(given: tuple[int, ...], wanted: tuple[int, ...]) -> list[str]:
-    axes = in_words(a > b for a, b in zip(given, wanted, strict=True))
+    axes = axes_where(a > b for a, b in zip(given, wanted, strict=True))
     return (
         [f"shorter kernel along {axes}: exact for features constant along {axes}, away from its ends"] if axes else []
     )
 
 
 def _tap_limits(given: tuple[int, ...], wanted: tuple[int, ...]) -> list[str]:
-    more = in_words(a < b for a, b in zip(given, wanted, strict=True))
-    fewer = in_words(a > b for a, b in zip(given, wanted, strict=True))
+    more = axes_where(a < b for a, b in zip(given, wanted, strict=True))
+    fewer = axes_where(a > b for a, b in zip(given, wanted, strict=True))
     limits = [f"up-samples along {more} by repetition: exact for features constant along {more}"] if more else []
     return limits + ([f"up-samples along {fewer} to the average of the checkpoint's output"] if fewer else [])
 
@@ -152,10 +147,6 @@ def _lifted(weight: torch.Tensor) -> torch.Tensor:
 
 def _is_identity(mixture: torch.Tensor) -> bool:
     return mixture.shape[0] == mixture.shape[1] and torch.equal(mixture, torch.eye(len(mixture)))
-
-
-def _by(edges: tuple[int, ...]) -> str:
-    return "x".join(map(str, edges))
 
 
 def _widths(layer: Layer) -> str:

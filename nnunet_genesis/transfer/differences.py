@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nnunet_genesis.transfer.carrying import in_words
 from nnunet_genesis.transfer.layout import Layout
+from nnunet_genesis.transfer.words import axes_where, times
 
 
 def differences(given: Layout, wanted: Layout) -> Iterator[tuple[str, str]]:
@@ -33,7 +33,7 @@ def resampled(given: Layout, wanted: Layout) -> list[str]:
     """The stages that work at another resolution than their counterpart."""
     pairs = enumerate(zip(given.sampling, wanted.sampling, strict=False))
     return [
-        f"encoder stage {level} works on an image down-sampled {_by(here)}, in the checkpoint {_by(there)}"
+        f"encoder stage {level} works on an image down-sampled {times(here)}, in the checkpoint {times(there)}"
         for level, (there, here) in pairs
         if here != there
     ]
@@ -42,7 +42,7 @@ def resampled(given: Layout, wanted: Layout) -> list[str]:
 def _of_stage(given: Layout, wanted: Layout, level: int) -> Iterator[tuple[str, str]]:
     strides = [_stride(layout, level) for layout in (given, wanted)]
     if strides[0] != strides[1]:
-        axes = in_words(a != b for a, b in zip(*strides, strict=True))
+        axes = axes_where(a != b for a, b in zip(*strides, strict=True))
         text = (
             f"another stride along {axes}: before the norm, the same response at the positions that both have; exact "
         )
@@ -59,7 +59,3 @@ def _of_stage(given: Layout, wanted: Layout, level: int) -> Iterator[tuple[str, 
 def _stride(layout: Layout, level: int) -> tuple[int, ...]:
     before = layout.sampling[level - 1] if level else (1,) * len(layout.sampling[level])
     return tuple(now // then for now, then in zip(layout.sampling[level], before, strict=True))
-
-
-def _by(edges: tuple[int, ...]) -> str:
-    return "x".join(map(str, edges))

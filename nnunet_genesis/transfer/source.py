@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from nnunet_genesis.transfer.words import times
+
 
 @dataclass(frozen=True)
 class Source:
@@ -57,7 +59,7 @@ class Source:
             "parameters": f"{self.parameters:,}",
             "channels": f"{self.input_channels} ({channels})",
             "normalisation": ", ".join(self.normalisation) if self.normalisation else "unknown",
-            "patch size": _times(self.patch_size) if self.patch_size else "unknown",
+            "patch size": times(self.patch_size) if self.patch_size else "unknown",
             "spacing": " x ".join(f"{value:g}" for value in self.spacing) + " mm" if self.spacing else "unknown",
         }
 
@@ -70,9 +72,5 @@ def _in_words(architecture: Mapping[str, Any]) -> str:
         if key in kwargs:
             parts.append(f"{text} {' '.join(map(str, kwargs[key]))}")
     if "kernel_sizes" in kwargs:
-        parts.append("kernels " + " ".join(map(_times, kwargs["kernel_sizes"])))
-    return "; ".join([*parts, "strides " + " ".join(map(_times, kwargs["strides"]))])
-
-
-def _times(sizes: list[int]) -> str:
-    return "x".join(map(str, sizes))
+        parts.append("kernels " + " ".join(map(times, kwargs["kernel_sizes"])))
+    return "; ".join([*parts, "strides " + " ".join(map(times, kwargs["strides"]))])

@@ -10,7 +10,7 @@ from nnunet_genesis.errors import SettingsError
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_survives_json(name):
     block = json.loads(json.dumps(RECIPES[name].block()))
-    assert Recipe.read(block, "here") == RECIPES[name]
+    assert Recipe().updated(block, "here") == RECIPES[name]
     assert read_recipe(block, "here") == RECIPES[name]
 
 

@@ -1,0 +1,187 @@
+"""Pre-training: what it refuses, how it resumes, what it learns and says."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from nnunetv2.run.run_training import get_trainer_from_args
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_genesis.patches import TRAINING
+from nnunet_genesis.pretraining import hold_out, nnUNetTrainerGenesisPretrain
+from nnunet_genesis.restoration import RestorationLoss, freeze_unused_heads
+from tests.trainers.conftest import CPU, PRETRAIN, edit_plans, pretraining_plans, results
+from tests.transfer.networks import unet
+
+
+@pytest.mark.parametrize("corrupt_on", ["workers", "device"])
+def test_an_interrupted_pretraining_ends_like_an_uninterrupted_one(ready: Path, stock, monkeypatch, corrupt_on):
+    edit_plans(pretraining_plans(ready), genesis__pretraining__corrupt_on=corrupt_on)
+    stock("nnUNetv2_train", *PRETRAIN)
+    folder = results(ready, "nnUNetTrainerGenesisPretrain")
+    whole = torch.load(folder / "checkpoint_final.pth", weights_only=True)
+    whole_summary = json.loads((folder / "restoration_summary.json").read_text())
+    shutil.rmtree(folder.parents[1])
+
+    def stop(self, filename):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        original = nnUNetTrainerGenesisPretrain.on_epoch_start
+        patch.setattr(nnUNetTrainerGenesisPretrain, "on_epoch_start",
+                      lambda self: stop(self, "") if self.current_epoch == 2 else original(self))  # fmt: skip
+        with pytest.raises(KeyboardInterrupt):
+            stock("nnUNetv2_train", *PRETRAIN)
+    assert (folder / "checkpoint_latest.pth").is_file()
+    stock("nnUNetv2_train", *PRETRAIN, "--c")
+    resumed = torch.load(folder / "checkpoint_final.pth", weights_only=True)
+    assert resumed["logging"]["restoration_mse"] == pytest.approx(whole["logging"]["restoration_mse"], rel=1e-4)
+    assert len(resumed["logging"]["lrs"]) == 4
+    for name, tensor in whole["network_weights"].items():
+        torch.testing.assert_close(resumed["network_weights"][name], tensor, rtol=1e-3, atol=1e-5)
+    assert json.loads((folder / "restoration_summary.json").read_text())["errors"]["recipe"] == pytest.approx(
+        whole_summary["errors"]["recipe"], rel=1e-3
+    )
+    assert not [path for path in folder.iterdir() if "incomplete" in path.name]
+
+    (folder / "restoration_summary.json").unlink()
+    stock("nnUNetv2_train", *PRETRAIN, "--val")
+    assert (folder / "restoration_summary.json").is_file()
+
+
+def test_validation_does_not_depend_on_where_training_patches_are_corrupted(ready: Path, stock):
+    logs = {}
+    for corrupt_on in ("workers", "device"):
+        edit_plans(
+            pretraining_plans(ready), genesis__pretraining__corrupt_on=corrupt_on, genesis__pretraining__epochs=1
+        )
+        stock("nnUNetv2_train", *PRETRAIN)
+        folder = results(ready, "nnUNetTrainerGenesisPretrain")
+        logs[corrupt_on] = torch.load(folder / "checkpoint_final.pth", weights_only=True)["logging"]
+    assert logs["workers"]["copy_mse"] == logs["device"]["copy_mse"]
+    assert logs["workers"]["train_losses"] != logs["device"]["train_losses"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("corruption")]
+
+
+def test_checkpoints_and_logs_speak_of_restoration(ready: Path, stock):
+    stock("nnUNetv2_train", *PRETRAIN)
+    folder = results(ready, "nnUNetTrainerGenesisPretrain")
+    checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=True)  # plain types: no allow-list
+    log = checkpoint["logging"]
+    assert {len(values) for values in log.values()} == {4}
+    assert not [key for key in log if "dice" in key]
+    assert len(set(log["copy_mse"])) == len(set(log["mean_mse"])) == 1  # the same pairs in every epoch
+    assert checkpoint["genesis"]["settings"]["epochs"] == 4
+    assert checkpoint["init_args"]["plans"]["genesis"]["pretraining"]["recipe"]
+    text = next(folder.glob("training_log*.txt")).read_text()
+    assert "Projected end" in text
+    assert "copying the input" in text
+    assert "dice" not in text.lower().replace("batch_dice", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"genesis__pretraining__epoch": 3}, 'Unknown key "epoch".*"epochs"'),
+        ({"genesis__pretraining__learning_rate": -1}, '"learning_rate" must be above 0'),
+        ({"configurations__3d_fullres__previous_stage": "2d"}, "second stage of a cascade"),
+        ({"configurations__3d_fullres__data_identifier": "elsewhere"}, "no preprocessed volumes in .*elsewhere.*Run: nnunet_genesis preprocess -d 501 -c 3d_fullres -p nnUNetGenesisPlans"),
+    ],
+)  # fmt: skip
+def test_pretraining_refuses_in_one_line(ready: Path, stock, changes, message):
+    edit_plans(pretraining_plans(ready), **changes)
+    with pytest.raises(SystemExit, match=message) as refusal:
+        stock("nnUNetv2_train", *PRETRAIN)
+    assert "\n" not in str(refusal.value.code)
+
+
+def test_numbered_folds_need_five_volumes_and_stock_volumes_will_do(ready: Path, stock, genesis):
+    with pytest.raises(SystemExit, match="4 volumes are too few for nnU-Net's five folds. Use fold all"):
+        stock("nnUNetv2_train", 501, "3d_fullres", 0, *PRETRAIN[3:])
+    # the target's own labeled volumes, preprocessed by nnU-Net, on nnU-Net's split
+    assert genesis("plan", "-d", 4, "--like", 4, "--epochs", 1, "--iterations", 1, "--validation-iterations", 1) == 0
+    stock("nnUNetv2_train", 4, "3d_fullres", 0, *PRETRAIN[3:])
+    (folder,) = ready.glob("nnUNet_results/Dataset004_Target/*/fold_0")
+    held_out = json.loads((folder / "restoration_summary.json").read_text())["held_out"]
+    splits = json.loads((ready / "nnUNet_preprocessed/Dataset004_Target/splits_final.json").read_text())
+    assert held_out == splits[0]["val"]
+
+
+@given(count=st.integers(2, 200), share=st.floats(0.01, 0.5), seed=st.integers(0, 9))
+def test_hold_out(count, share, seed):
+    cases = [f"case{i}" for i in range(count)]
+    training, validation = hold_out(cases, share, seed)
+    assert sorted(training + validation) == sorted(cases)
+    assert training
+    assert validation
+    assert abs(len(validation) - share * count) <= 1
+    assert hold_out(cases[::-1], share, seed) == (training, validation)
+
+
+def test_the_hold_out_hardly_changes_when_scans_are_added():
+    before = set(hold_out([f"case{i}" for i in range(100)], 0.1, 0)[1])
+    after = set(hold_out([f"case{i}" for i in range(110)], 0.1, 0)[1])
+    assert len(before - after) <= 3
+
+
+def test_pretraining_learns_and_trains_all_that_it_uses(ready: Path):
+    """Restoration of held-out patches gets below both baselines."""
+    plans = ready / "nnUNet_preprocessed/Dataset501_Scans/nnUNetGenesisPlans.json"
+    edit_plans(plans, genesis__pretraining__epochs=3, genesis__pretraining__iterations=40, genesis__pretraining__learning_rate=0.01,
+               genesis__pretraining__validation_iterations=4, configurations__3d_fullres__batch_size=2)  # fmt: skip
+    trainer = get_trainer_from_args(
+        "501", "3d_fullres", "all", "nnUNetTrainerGenesisPretrain", "nnUNetGenesisPlans", device=CPU
+    )
+    trainer.initialize()
+    before = {name: tensor.clone() for name, tensor in trainer.network.named_parameters()}
+    trainer.run_training()
+    errors = trainer.logger.get_value("restoration_mse", None)
+    assert errors[-1] < 0.8 * errors[0]
+    assert errors[-1] < 0.8 * trainer.logger.get_value("mean_mse", -1)
+    assert errors[-1] < 0.8 * trainer.logger.get_value("copy_mse", -1)
+    unused = {name for name in before if name.startswith("decoder.seg_layers.0")}
+    unchanged = {name for name, tensor in trainer.network.named_parameters() if torch.equal(tensor, before[name])}
+    assert unchanged == unused
+
+
+def test_a_single_volume_serves_for_both():
+    assert hold_out(["a"], 0.1, 0) == (["a"], ["a"])
+
+
+def test_loaders_can_be_sent_to_spawned_workers(ready: Path):
+    """Where processes are not forked (macOS, Windows, Linux from Python 3.14) the batches are pickled."""
+    trainer = get_trainer_from_args(
+        "501", "3d_fullres", "all", "nnUNetTrainerGenesisPretrain", "nnUNetGenesisPlans", device=CPU
+    )
+    trainer.initialize()
+    batches = trainer._batches(trainer.do_split()[0], TRAINING)
+    copied = pickle.loads(pickle.dumps(batches))
+    assert torch.equal(copied[3]["data"], batches[3]["data"])
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_distributed_training_needs_the_unused_heads_frozen(kind, tmp_path: Path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        image, loss = torch.randn(1, 1, 16, 16, 16), RestorationLoss("mse")
+
+        def two_steps(network: nn.Module) -> None:
+            network.decoder.deep_supervision = False
+            wrapped = DistributedDataParallel(network.train())
+            for _ in range(2):
+                loss(wrapped(image), image).backward()
+
+        two_steps(freeze_unused_heads(unet(kind, classes=1)))
+        with pytest.raises(RuntimeError, match="finished reduction"):
+            two_steps(unet(kind, classes=1))
+    finally:
+        torch.distributed.destroy_process_group()
