@@ -94,12 +94,11 @@ def test_corruptions(tmp_path: Path):
     # the stand-in sleeps 0.2 s or 0.4 s, equally often
     full = results["timings"][4]
     assert full["draws"] == 4
-    assert full["original_ms"] == pytest.approx(300, rel=0.1)
+    assert full["original_ms"] >= 300
     rounds = results["ratio_to_reference_by_round"]["20x22x24"]
     assert len(rounds) == 2
     assert results["ratio_to_reference"] == {"20x22x24": pytest.approx(sum(rounds) / 2)}
-    total, ours = 2 * 300, full["mean_ms"] * 2
-    assert min(rounds) * 0.8 < total / ours < max(rounds) * 1.25
+    assert min(rounds) * 0.99 < full["original_ms"] / full["mean_ms"] < max(rounds) * 1.01
     assert all("ratio_to_original" in row for row in results["timings"][:5])
     for recipe in ("paper", "released"):
         step = results["step"]
@@ -155,3 +154,18 @@ def test_pretraining_throughput(tmp_path: Path):
         assert row["ratio_to_baseline"] == pytest.approx(row["seconds"] / usual)
     assert printed.count("baseline: always one batch") == 2
     assert "Using device" not in printed  # the table alone goes to stdout
+
+
+def test_fine_tuning(ready_once: Path, nnunet: Path, tmp_path: Path):
+    shutil.copytree(ready_once, nnunet, dirs_exist_ok=True)
+    arms = ('{"scratch": true}', '{"scratch": true, "learning_rate": 0.01}', '{"scratch": true, "learning_rate": 0.5}')
+    results, printed = run(
+        "fine_tuning.py", tmp_path / "results.json", tmp_path / "no.pth", "-d", 4, "--epochs", 1, "--iterations", 3,
+        "--warmup", 0, "--seeds", 0, 1, "--jobs", 2, "--arms", *arms,
+    )  # fmt: skip
+    scratch, default, fast = (results["dice"][arm] for arm in arms)
+    assert scratch == default  # 0.01 is the default, and a seed is the same training in every process
+    assert scratch["0"] != scratch["1"]
+    assert scratch != fast
+    mean = sum(scratch.values()) / 2
+    assert f"| `{arms[0]}` | {mean:.3f} ± " in printed

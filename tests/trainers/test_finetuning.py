@@ -104,6 +104,7 @@ def rates_of(**settings) -> np.ndarray:
     for epoch in (*range(10), 1):  # the last one as after a restart
         schedule.step(epoch)
         rates.append([group["lr"] for group in optimizer.param_groups])
+        assert schedule.get_last_lr() == rates[-1]
     assert rates.pop() == rates[1]
     return np.array(rates).T
 
