@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -110,7 +111,7 @@ def load_encoder(checkpoint: str | Path, channels: Sequence[str] | None = None, 
     Args:
         checkpoint: Any file that `nnunet_genesis inspect` knows.
         channels: Names of the input channels of the new task. Those of the checkpoint by default. Filters of
-            namesakes are taken over; other channels share the checkpoint's filters as in `nnunet_genesis transfer`.
+            namesakes are taken over; a warning says what becomes of other channels, as in `nnunet_genesis transfer`.
         pretrained: False for the control arm: the same network, initialised as by nnU-Net with torch's global
             generator (`torch.manual_seed`).
 
@@ -129,7 +130,10 @@ def load_encoder(checkpoint: str | Path, channels: Sequence[str] | None = None, 
         raise TransferError('channels takes a list of names, e.g. channels=["T1", "T2"].')
     encoder = _fresh(source.architecture, len(ours))
     if pretrained:
-        mixture, _ = channel_mixture(theirs, ours)
+        mixture, rule = channel_mixture(theirs, ours)
+        if channels is not None and rule != "by name":
+            text = f"{path}: input channels {', '.join(ours)} for {', '.join(theirs)}: {rule}"
+            warnings.warn(text, stacklevel=2)
         _load(encoder, source.weights, mixture, path)
     arguments = source.architecture["arch_kwargs"]
     return Encoder(encoder, ours, arguments["features_per_stage"], arguments["strides"], source.patch_size)

@@ -128,7 +128,8 @@ def test_namesakes_keep_their_filters(kind, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_channels_share_the_filters(kind, tmp_path):
     path, network = checkpoint(tmp_path, kind, ["T1"])
-    encoder = nnunet_genesis.encoder(path, channels=["a", "b", "c"]).eval()
+    with pytest.warns(UserWarning, match=r"input channels a, b, c for T1: sum of 1 over 3 channels"):
+        encoder = nnunet_genesis.encoder(path, channels=["a", "b", "c"]).eval()
     x = image(kind)
     for ours, theirs in zip(encoder(torch.cat([x] * 3, 1)), network.encoder(x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
@@ -139,7 +140,10 @@ def test_a_checkpoint_without_channel_names(tmp_path):
     network = periodic(build(architecture(), 2))
     torch.save(network.state_dict(), tmp_path / "bare.pth")
     assert len(nnunet_genesis.encoder(tmp_path / "bare.pth").channels) == 2
-    encoder = nnunet_genesis.encoder(tmp_path / "bare.pth", channels=["PET", "CT"])
+    with pytest.warns(
+        UserWarning, match="input channels PET, CT for unnamed channel 0, unnamed channel 1: by position"
+    ):
+        encoder = nnunet_genesis.encoder(tmp_path / "bare.pth", channels=["PET", "CT"])
     assert torch.equal(
         encoder.stages.stages[0][0].convs[0].conv.weight, network.encoder.stages[0][0].convs[0].conv.weight
     )

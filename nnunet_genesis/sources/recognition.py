@@ -63,16 +63,15 @@ def _only_tensors(candidate: Mapping[Any, Any]) -> bool:
 
 def _from_v1(weights: dict[str, torch.Tensor], content: Mapping[str, Any], sidecar: Mapping[str, Any] | None) -> Source:
     tensors = v1.to_v2(weights)
-    facts = v1.facts_of_plans(sidecar) if sidecar is not None else {}
     architecture, assumed = derive(tensors)
     complete, block, channels, remarks = fit(tensors, architecture)
+    facts = v1.facts_of_plans(sidecar, channels) if sidecar is not None else {}
     if "lr_scheduler_state_dict" not in content and architecture["arch_kwargs"]["strides"] == LUNA16_STRIDES:
         assumed += (
             "looks like genesis_nnunet_luna16_006.model; that one was trained on CT, (HU + 775.8457) / 251.9326, "
             "patches of 64x64x32 with axes x, y, z",
         )
-    return Source(complete, block, channels, format="nnU-Net v1 (Generic_UNet)", notes=assumed + remarks,
-                  **_agreeing(facts, channels))  # fmt: skip
+    return Source(complete, block, channels, format="nnU-Net v1 (Generic_UNet)", notes=assumed + remarks, **facts)
 
 
 def _from_original(weights: dict[str, torch.Tensor]) -> Source:
@@ -123,5 +122,5 @@ def _derived(tensors: dict[str, torch.Tensor], kind: str, facts: dict[str, Any],
 
 
 def _agreeing(facts: dict[str, Any], channels: int) -> dict[str, Any]:
-    """Facts without channel names where the network has another number of channels (a cascade's second stage)."""
+    """Facts without channel names where the network has another number of channels."""
     return facts | {"channels": None} if len(facts.get("channels") or ()) != channels else facts

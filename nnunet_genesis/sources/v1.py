@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from nnunet_genesis.errors import CheckpointError
+from nnunet_genesis.transfer.channels import PREVIOUS_STAGE
 
 MARK = "conv_blocks_context."
 """Start of some names in every such state dict."""
@@ -59,11 +60,15 @@ def to_v2(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found
 
 
-def facts_of_plans(sidecar: Mapping[str, Any]) -> dict[str, Any]:
+def facts_of_plans(sidecar: Mapping[str, Any], inputs: int) -> dict[str, Any]:
     """What the file of plans beside a v1 checkpoint (`.model.pkl`) tells about the input.
 
+    Args:
+        sidecar: Content of the file.
+        inputs: Input channels of the network; those of a cascade's second stage end with the labels of the first.
+
     Returns:
-        `channels`, `patch_size`, `spacing` and `normalisation` of a `Source`.
+        `channels` (None where their number is another), `patch_size`, `spacing` and `normalisation` of a `Source`.
 
     Raises:
         CheckpointError: It is not such a file.
@@ -73,8 +78,11 @@ def facts_of_plans(sidecar: Mapping[str, Any]) -> dict[str, Any]:
         stages = plans["plans_per_stage"]
         chosen = stages[max(stages) if stage is None else stage]
         order = sorted(plans["modalities"])
+        channels = [str(plans["modalities"][number]) for number in order]
+        if len(channels) + plans["num_classes"] == inputs:
+            channels += [f"{PREVIOUS_STAGE}{label + 1}" for label in range(plans["num_classes"])]
         return {
-            "channels": [str(plans["modalities"][number]) for number in order],
+            "channels": channels if len(channels) == inputs else None,
             "patch_size": [int(size) for size in chosen["patch_size"]],
             "spacing": [float(size) for size in chosen["current_spacing"]],
             "normalisation": [

@@ -9,17 +9,22 @@ import torch
 PREVIOUS_STAGE = "previous stage: "
 """Begins the name of an input channel that holds a label of a cascade's first stage, 0 or 1."""
 
+UNNAMED = "unnamed channel "
+"""Begins the stand-in for the name of a channel that a checkpoint does not name."""
+
 
 def channel_mixture(source: Sequence[str], target: Sequence[str]) -> tuple[torch.Tensor, str]:
     """How much of each source channel's filter goes into each target channel's filter.
 
-    - Every target channel has a namesake in the source: it takes that one's filter.
-    - As many channels, but other names: by position.
+    - Some names are common: those channels take their namesake's filter; the target's others start with zeros, so that
+      the network starts by ignoring them (and learns to use them: zero weights have gradients).
+    - No name is common, as many channels: by position.
     - Otherwise: every target channel takes the sum of all source filters divided by the number of target channels. A
       patch that holds the same image in every channel then gives the response that it gave in the source.
 
+    A name that occurs more than once, equally often on both sides, is matched in order; not equally often, not at all.
     Labels of a cascade's first stage take their namesake's filter or, where there is none, zeros: the network starts
-    as the one without a cascade.
+    as the one without a cascade. As many unnamed channels as the target has with its labels are taken by position.
 
     Args:
         source: Channel names that the checkpoint was trained on, e.g. ("T1", "T2").
@@ -29,6 +34,8 @@ def channel_mixture(source: Sequence[str], target: Sequence[str]) -> tuple[torch
         Matrix (target channels, source channels) and the rule in words.
     """
     ours, theirs = [name.casefold() for name in target], [name.casefold() for name in source]
+    if len(ours) == len(theirs) and all(name.startswith(UNNAMED) for name in theirs):
+        return torch.eye(len(ours)), "by position"
     rows, columns = _images(ours), _images(theirs)
     images, rule = _image_mixture([theirs[i] for i in columns], [ours[i] for i in rows])
     if len(rows) == len(ours) and len(columns) == len(theirs):
@@ -62,10 +69,14 @@ def _images(names: Sequence[str]) -> list[int]:
 
 def _image_mixture(theirs: Sequence[str], ours: Sequence[str]) -> tuple[torch.Tensor, str]:
     """The matrix for channels that hold images; names in lower case."""
-    if len(set(theirs)) == len(theirs) and set(ours) <= set(theirs):
-        mixture = torch.tensor([[float(name == other) for other in theirs] for name in ours])
-        return mixture, "by name"
+    mixture = torch.zeros(len(ours), len(theirs))
+    for name in set(ours):
+        here, there = ([i for i, other in enumerate(names) if other == name] for names in (ours, theirs))
+        if len(here) == len(there):
+            mixture[here, there] = 1
+    named = mixture.any(1)
+    if named.any():
+        return mixture, "by name" if named.all() else "by name, others zero"
     if len(ours) == len(theirs):
         return torch.eye(len(ours)), "by position"
-    mixture = torch.full((len(ours), len(theirs)), 1 / len(ours))
-    return mixture, f"sum of {len(theirs)} over {len(ours)} channels"
+    return torch.full_like(mixture, 1 / len(ours)), f"sum of {len(theirs)} over {len(ours)} channels"

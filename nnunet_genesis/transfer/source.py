@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from nnunet_genesis.transfer.channels import UNNAMED
 from nnunet_genesis.transfer.words import times
 
 
@@ -47,7 +48,7 @@ class Source:
     def channel_labels(self) -> list[str]:
         """The names of the channels, or stand-ins that no dataset uses."""
         if self.channels is None:
-            return [f"unnamed channel {number}" for number in range(self.input_channels)]
+            return [f"{UNNAMED}{number}" for number in range(self.input_channels)]
         return list(self.channels)
 
     def facts(self) -> dict[str, str]:

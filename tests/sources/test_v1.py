@@ -86,7 +86,7 @@ def sidecar(**changes) -> OrderedDict:
     """The content of a `.model.pkl`, as v1 writes it."""
     stage = {"patch_size": np.array([64, 96, 96]), "current_spacing": np.array([2.0, 0.8, 0.8]), "batch_size": 2}
     plans = {"plans_per_stage": OrderedDict({0: stage, 1: {}}), "modalities": {1: "MR", 0: "CT"},
-             "normalization_schemes": OrderedDict({0: "CT", 1: "nonCT"})}  # fmt: skip
+             "normalization_schemes": OrderedDict({0: "CT", 1: "nonCT"}), "num_classes": 2}  # fmt: skip
     init = ("plans.pkl", 0, "out", "in", False, 0, True, False, True)
     return OrderedDict(init=init, name="nnUNetTrainerV2", plans=plans) | changes
 
@@ -102,11 +102,12 @@ def test_the_plans_beside_it_tell_channels_patch_and_normalisation(tmp_path: Pat
     assert (source.patch_size, source.spacing) == ([64, 96, 96], [2.0, 0.8, 0.8])
 
 
-def test_channel_names_only_where_their_number_is_the_networks(tmp_path: Path):
-    path = genesis_file(tmp_path / "cascade.model", generic_unet([4, 6], [[1, 2, 2]], channels=3))
+@pytest.mark.parametrize(("inputs", "names"), [(3, None), (4, ["CT", "MR", "previous stage: 1", "previous stage: 2"])])
+def test_the_second_stage_of_a_cascade_also_reads_labels(tmp_path: Path, inputs, names):
+    path = genesis_file(tmp_path / "cascade.model", generic_unet([4, 6], [[1, 2, 2]], channels=inputs))
     path.with_name("cascade.model.pkl").write_bytes(pickle.dumps(sidecar()))
     source = read_source(path)
-    assert (source.channels, source.patch_size) == (None, [64, 96, 96])
+    assert (source.channels, source.patch_size) == (names, [64, 96, 96])
 
 
 def test_plans_that_would_run_code_are_refused_and_nothing_runs(tmp_path: Path):
