@@ -11,6 +11,7 @@ leave cases that the checkpoint was pre-trained on out of the folder.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import nnunet_genesis
+from nnunet_genesis.errors import GenesisError
 
 LABELS = (1, 2)
 
@@ -37,7 +39,10 @@ def read_case(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 def draw_patches(
     cases: Sequence[tuple[np.ndarray, np.ndarray]], each: int, edge: int, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Patches (N, 1, edge, edge, edge) around random voxels, `each` per case and label, and classes 0 and 1."""
+    """Patches (N, 1, edge, edge, edge) around random voxels, `each` per case and label, and classes 0 and 1.
+
+    Ends the process where a class has no patch.
+    """
     patches, classes, half = [], [], edge // 2
     for image, labels in cases:
         for number, label in enumerate(LABELS):
@@ -46,6 +51,11 @@ def draw_patches(
             for z, y, x in starts[rng.integers(len(starts), size=each)] if len(starts) else ():
                 patches.append(image[z : z + edge, y : y + edge, x : x + edge])
                 classes.append(number)
+    if len(set(classes)) < len(LABELS):
+        sys.exit(
+            f"Among {len(cases)} cases, labels {LABELS[0]} and {LABELS[1]} do not both have a patch of {edge} voxels "
+            "per edge that lies inside its volume. Name a smaller --edge or a folder with larger volumes."
+        )
     return torch.from_numpy(np.stack(patches))[:, None], torch.tensor(classes)
 
 
@@ -83,10 +93,24 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def refuse_unsuitable(checkpoint: Path, edge: int) -> None:
+    """End the process where the encoder cannot be read or does not take such patches."""
+    try:
+        nnunet_genesis.encoder(checkpoint)(torch.zeros(1, 1, edge, edge, edge))
+    except GenesisError as error:
+        sys.exit(f"{error} Patches are 3D, of one channel; --edge, now {edge}, sets their size.")
+
+
 def main() -> None:
     """Train both arms with every seed on the same patches, in the same order."""
     chosen, began = arguments(), time.monotonic()
+    refuse_unsuitable(chosen.checkpoint, chosen.edge)
     names = sorted(path.name.removesuffix(".nii.gz") for path in (chosen.dataset / "labelsTr").glob("[!.]*.nii.gz"))
+    if not 0 < chosen.train < len(names):
+        sys.exit(
+            f"{chosen.dataset} has {len(names)} labeled cases: --train {chosen.train} does not leave one to train and "
+            "one to test on. Name another number or folder."
+        )
     np.random.default_rng(0).shuffle(names)
     cases = [read_case(chosen.dataset, name) for name in names]
     testing = draw_patches(cases[chosen.train :], 8, chosen.edge, np.random.default_rng(0))

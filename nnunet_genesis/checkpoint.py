@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from torch import nn
 
 from nnunet_genesis.errors import CheckpointError
 from nnunet_genesis.files import written_atomically
+from nnunet_genesis.numpy_values import stand_ins
 from nnunet_genesis.sources import recognise
 from nnunet_genesis.sources.names import without_wrappers
 from nnunet_genesis.transfer import Source
@@ -32,6 +34,9 @@ HARMLESS = {
 }
 """What a file of plans of nnU-Net v1 may ask for: containers and numbers."""
 
+ENDINGS = (".pth", ".pt", ".model", ".safetensors")
+"""Of checkpoints that are looked for in a folder."""
+
 
 def bare(network: nn.Module) -> nn.Module:
     """The network without the wrappers of distributed training and torch.compile."""
@@ -45,11 +50,37 @@ def bare(network: nn.Module) -> nn.Module:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint to the CPU; tensors and plain types only.
 
-    nnU-Net's own files also hold numpy scalars (log, best score), which are let through.
+    nnU-Net's own files also hold numpy scalars (log, best score), which are let through, as are arrays of numbers.
 
     Raises:
         CheckpointError: The file is missing, cut off, damaged, no checkpoint, or asks for code to be run on loading.
     """
+    _refuse_other_kinds(path)
+    try:
+        with torch.serialization.safe_globals(stand_ins()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} {_refusal(' '.join(str(error).split()))}") from None
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
+            zipfile.BadZipFile) as error:  # fmt: skip
+        raise CheckpointError(
+            f"{path} cannot be read; it is cut off or no checkpoint ({' '.join(str(error).split())[:120]})."
+        ) from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint.")
+    _refuse_damage(path)
+    return content
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    """Name what is often given in place of a checkpoint.
+
+    Raises:
+        CheckpointError: There is no file, or it is a folder, a Keras file or a model that nnU-Net packed.
+    """
+    if path.is_dir():
+        inside = [found for pattern in ("*", "*/*") for found in path.glob(pattern) if found.suffix in ENDINGS]
+        raise CheckpointError(f"{path} is a folder. {_choice(sorted(str(found) for found in inside))}")
     if not path.is_file():
         raise CheckpointError(f"The checkpoint {path} does not exist.")
     with path.open("rb") as stream:
@@ -58,25 +89,36 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 f"{path} is an HDF5 file (Keras). Only files of PyTorch and safetensors are read; Models Genesis is "
                 "published as Genesis_Chest_CT.pt too."
             )
-    try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split())
-        if "Unsupported global" in reason or "Unsupported class" in reason or "GLOBAL" in reason:
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                packed = sorted(name for name in archive.namelist() if name.endswith(".pth"))
+        except zipfile.BadZipFile:
+            return  # torch.load says so too
+        if packed:
             raise CheckpointError(
-                f"{path} is refused: reading it would run code that it names ({_named_global(reason)}). "
-                "Only files of tensors and plain types are read."
-            ) from None
-        raise CheckpointError(f"{path} is not a checkpoint of PyTorch.") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            f"{path} cannot be read; it is cut off or no checkpoint ({' '.join(str(error).split())[:120]})."
-        ) from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint.")
-    _refuse_damage(path)
-    return content
+                f"{path} is an archive, as of nnUNetv2_export_model_to_zip. Unpack it. {_choice(packed)}"
+            )
+
+
+def _choice(checkpoints: list[str]) -> str:
+    """What to do next, with some of the checkpoints that were found."""
+    if not checkpoints:
+        return "Name a checkpoint; there is none in it."
+    # every fold has two: the final ones say most
+    shown = [name for name in checkpoints if name.endswith("checkpoint_final.pth")] or checkpoints
+    more = f" (or one of {len(checkpoints) - 1} others)" if len(checkpoints) > 1 else ""
+    return f"Name the checkpoint in it: {shown[0]}{more}."
+
+
+def _refusal(reason: str) -> str:
+    """What torch says of a pickle that it does not read, in the user's terms."""
+    only = "Only files of tensors and plain types are read."
+    if "GLOBAL" in reason or "Unsupported class" in reason:
+        return f"is refused: reading it would run code that it names ({_named_global(reason)}). {only}"
+    if foreign := re.search(r"but got <class '([\w.]+)'>", reason):
+        return f"is refused: it holds a {foreign[1]}. {only}"
+    return "is not a checkpoint of PyTorch."
 
 
 def _refuse_damage(path: Path) -> None:
@@ -107,15 +149,21 @@ def read_source(path: Path) -> Source:
     original Models Genesis 3D U-Net, and bare state dicts of these networks, also as safetensors.
 
     Raises:
-        CheckpointError: The file is missing, cut off, unsafe, or of no known kind.
+        CheckpointError: The file is missing, cut off, unsafe, of no known kind, or has weights that are not finite.
     """
     content = _read_safetensors(path) if _is_safetensors(path) else read_checkpoint(path)
     beside = path.with_name(path.name + ".pkl")
     sidecar = read_plain_pickle(beside) if beside.is_file() else None
     try:
-        return recognise(content, sidecar)
+        source = recognise(content, sidecar)
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from None
+    for name, tensor in source.weights.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(
+                f"{path} holds NaN or infinite values in {name}: its training went wrong. Take an earlier checkpoint."
+            )
+    return source
 
 
 def read_plain_pickle(path: Path) -> dict[str, Any]:
@@ -184,7 +232,7 @@ def network_weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, torc
 
 
 def save_plain(save: Callable[[io.BytesIO], None], description: Mapping[str, Any], path: Path) -> None:
-    """Write what `save` writes, with numpy scalars made plain and `description` added as "genesis", atomically.
+    """Write what `save` writes, with numpy's values made plain and `description` added as "genesis", atomically.
 
     Args:
         save: Writes a checkpoint to a stream; nnU-Net's `save_checkpoint`.
@@ -194,7 +242,7 @@ def save_plain(save: Callable[[io.BytesIO], None], description: Mapping[str, Any
     stream = io.BytesIO()
     save(stream)
     stream.seek(0)
-    with torch.serialization.safe_globals(_numpy_scalars()):
+    with torch.serialization.safe_globals(stand_ins()):
         checkpoint = torch.load(stream, map_location="cpu", weights_only=True)
     del stream
     with written_atomically(path) as temporary:
@@ -202,9 +250,9 @@ def save_plain(save: Callable[[io.BytesIO], None], description: Mapping[str, Any
 
 
 def plain(value: Any) -> Any:
-    """The value with numpy scalars turned into Python numbers, in dictionaries, lists and tuples alike."""
-    if isinstance(value, np.generic):
-        return value.item()
+    """The value with numpy scalars and arrays as numbers and lists, in dictionaries, lists and tuples alike."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
     if isinstance(value, dict):
         return type(value)((plain(key), plain(entry)) for key, entry in value.items())
     if isinstance(value, list | tuple) and type(value) in (list, tuple):
@@ -215,14 +263,6 @@ def plain(value: Any) -> Any:
 def versions() -> dict[str, str]:
     """Versions of the packages that made a checkpoint."""
     return {name: version(name) for name in ("nnunet-genesis", "nnunetv2", "torch", "numpy")}
-
-
-def _numpy_scalars() -> list[Any]:
-    """What torch.load must allow for numpy scalars, also those written by numpy 1 (numpy.core)."""
-    core = getattr(np, "_core", None) or np.core
-    scalar = core.multiarray.scalar
-    kinds = [type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "bool")]
-    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
 
 
 def _named_global(reason: str) -> str:

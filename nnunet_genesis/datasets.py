@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunet_genesis.errors import DatasetError
 from nnunet_genesis.files import read_json
+
+FORMER_CHANNELS = "modality"
+"""nnU-Net v1's key for "channel_names", which nnU-Net v2 reads too."""
+
+NAME_OF_PLANS = re.compile(r"[^\W_]([\w.-]*[^\W_])?")
+"""What names of new plans look like; besides, "__" is not in them."""
 
 
 def nnunet_folder(variable: str) -> Path:
@@ -65,14 +73,14 @@ def read_dataset_json(name: str) -> dict[str, Any]:
     path = raw if raw.is_file() else preprocessed_folder(name) / "dataset.json"
     content = read_json(path, "The dataset description", "Import the images first: nnunet_genesis import --help")
     for key in ("channel_names", "labels", "file_ending"):
-        if key not in content:
+        if key not in content and not (key == "channel_names" and FORMER_CHANNELS in content):
             raise DatasetError(f'The dataset description {path} has no "{key}".')
     return content  # type: ignore[no-any-return]
 
 
-def channel_names(dataset_json: dict[str, Any]) -> list[str]:
+def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
     """Channel names in the order of their numbers."""
-    channels = dataset_json["channel_names"]
+    channels = dataset_json["channel_names" if "channel_names" in dataset_json else FORMER_CHANNELS]
     return [str(channels[key]) for key in sorted(channels, key=int)]
 
 
@@ -108,22 +116,28 @@ def preprocessing_command(plans: dict[str, Any], configuration: str, data_identi
     return f"nnUNetv2_preprocess -d {int(name[7:10])} -plans_name {owner} -c {configuration}"
 
 
-def refuse_foreign_plans(path: Path, kind: str) -> None:
-    """Never overwrite plans that are not ours.
+def new_plans_file(dataset: str, plans_name: str, kind: str) -> Path:
+    """The file of plans about to be written; plans that are not ours are never overwritten.
 
     Args:
-        path: The plans file about to be written.
+        dataset: Name of the dataset.
+        plans_name: Name of the plans, as a user gave it.
         kind: "pretraining" or "fine_tuning", the part of the genesis block that marks plans of the same origin.
 
     Raises:
-        DatasetError: The file exists and was not written by the same command.
+        DatasetError: nnU-Net could not use the name, or the file exists and was not written by the same command.
     """
+    if not NAME_OF_PLANS.fullmatch(plans_name) or "__" in plans_name:
+        raise DatasetError(
+            f'"{plans_name}" cannot name plans: nnU-Net makes names of folders from it and splits them at "__". Take '
+            "letters, digits, hyphens, dots and single underscores, with a letter or digit at both ends."
+        )
+    path = preprocessed_folder(dataset) / f"{plans_name}.json"
     if path.is_file():
         plans = read_json(path, "The plans file", "Remove it, or name other plans.")
         if kind not in (plans.get("genesis") or {}):
-            raise DatasetError(
-                f"The plans {path.stem} of {path.parent.name} exist and would be overwritten. Name others."
-            )
+            raise DatasetError(f"The plans {plans_name} of {dataset} exist and would be overwritten. Name others.")
+    return path
 
 
 def refuse_cascade(plans: dict[str, Any], configuration: str) -> None:

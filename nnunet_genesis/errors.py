@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,3 +38,24 @@ def one_line() -> Iterator[None]:
         yield
     except GenesisError as error:
         sys.exit(f"nnunet_genesis: {error}")
+
+
+@contextmanager
+def network_of(plans: str) -> Iterator[None]:
+    """Say in one line that nnU-Net cannot build a network, whatever its class, which may be anybody's, raises.
+
+    Args:
+        plans: The plans that describe it, in words.
+
+    Raises:
+        TransferError: The block has raised something; names the plans and the reason.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Network class .* not found")  # the error says it too
+            yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise TransferError(
+            f"nnU-Net cannot build the network of {plans} ({reason}). Correct the plans file."
+        ) from None

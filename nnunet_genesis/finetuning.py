@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
 
 from nnunet_genesis.checkpoint import bare, network_weights, read_checkpoint, save_plain, versions
-from nnunet_genesis.errors import CheckpointError, TransferError, one_line
+from nnunet_genesis.errors import CheckpointError, TransferError, network_of, one_line
 from nnunet_genesis.files import sha256
 from nnunet_genesis.settings import FineTuningSettings
 from nnunet_genesis.training import check_before_training, refuse_missing_first_stage, volumes_folder
@@ -82,7 +83,26 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
         with one_line():
             volumes_folder(self.plans_manager.plans, self.configuration_name)
             refuse_missing_first_stage(self)
-        super().initialize()
+            super().initialize()
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The plans' network.
+
+        Raises:
+            TransferError: nnU-Net cannot build it.
+        """
+        with network_of(f"the plans {plans_manager.plans_name}"):
+            network: nn.Module = nnUNetTrainer.build_network_architecture(
+                plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+            )
+        return network
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """Resume: the network is this training's own from here on."""

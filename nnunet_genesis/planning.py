@@ -12,11 +12,10 @@ from tqdm import tqdm
 from nnunet_genesis.datasets import (
     channel_names,
     has_labels,
+    new_plans_file,
     nnunet_folder,
-    preprocessed_folder,
     read_dataset_json,
     read_plans,
-    refuse_foreign_plans,
 )
 from nnunet_genesis.errors import DatasetError
 from nnunet_genesis.files import read_json, write_json
@@ -40,7 +39,7 @@ def plan_like(dataset: str, target: str, target_plans: str, plans_name: str, set
         The plans file written.
 
     Raises:
-        DatasetError: Something is missing, or channel names or their number differ.
+        DatasetError: Something is missing, channel names or their number differ, or the plans cannot have that name.
     """
     dataset_json = read_dataset_json(dataset)
     plans = read_plans(target, target_plans)
@@ -63,7 +62,8 @@ def plan_from_template(dataset: str, template: str, plans_name: str, settings: P
     """Give `dataset` the plans of a template: a name from the folder `plans`, or the path of a plans file.
 
     Raises:
-        DatasetError: There is no such template, or it cannot normalise a channel of this dataset.
+        DatasetError: There is no such template, it cannot normalise a channel of this dataset, or the plans cannot have
+            that name.
     """
     names = sorted(found.stem for found in plans_folder().glob("*.json"))
     path = Path(template) if template.endswith(".json") else plans_folder() / f"{template}.json"
@@ -112,9 +112,8 @@ def _adapted(
 
 def _write(plans: dict[str, Any], dataset_json: dict[str, Any], settings: PretrainingSettings) -> Path:
     """Write everything that preprocessing and training read; files of nnU-Net that exist are kept."""
-    folder = preprocessed_folder(plans["dataset_name"])
-    path = folder / f"{plans['plans_name']}.json"
-    refuse_foreign_plans(path, "pretraining")
+    path = new_plans_file(plans["dataset_name"], plans["plans_name"], "pretraining")
+    folder = path.parent
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "dataset_fingerprint.json").is_file():
         write_json(_fingerprint(plans, dataset_json), folder / "dataset_fingerprint.json")

@@ -21,7 +21,7 @@ from torch import autocast, nn
 from nnunet_genesis.checkpoint import bare, plain, save_plain, versions
 from nnunet_genesis.corruption import Recipe, compile_loops, corrupt
 from nnunet_genesis.datasets import channel_names
-from nnunet_genesis.errors import DatasetError, one_line
+from nnunet_genesis.errors import DatasetError, network_of, one_line
 from nnunet_genesis.figures import pretraining_progress, restoration_sheet
 from nnunet_genesis.files import write_json
 from nnunet_genesis.patches import TRAINING, VALIDATION, PatchBatches, corrupted_ahead, load, pad, ranked
@@ -91,10 +91,15 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         num_output_channels: int,
         enable_deep_supervision: bool = False,
     ) -> nn.Module:
-        """The plans' network with as many outputs as inputs and no deep supervision."""
-        network = nnUNetTrainer.build_network_architecture(
-            plans_manager, configuration_manager, num_input_channels, num_input_channels, False
-        )
+        """The plans' network with as many outputs as inputs and no deep supervision.
+
+        Raises:
+            TransferError: nnU-Net cannot build it.
+        """
+        with network_of(f"the plans {plans_manager.plans_name}"):
+            network = nnUNetTrainer.build_network_architecture(
+                plans_manager, configuration_manager, num_input_channels, num_input_channels, False
+            )
         return freeze_unused_heads(network)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
@@ -108,9 +113,8 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
 
     def initialize(self) -> None:
         """As in nnU-Net, with seeded initial weights, after a look for the preprocessed volumes."""
-        with one_line():
+        with one_line(), torch.random.fork_rng(devices=[]):
             volumes_folder(self.plans_manager.plans, self.configuration_name)
-        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             super().initialize()
 

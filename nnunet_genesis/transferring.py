@@ -12,12 +12,11 @@ from torch import nn
 from nnunet_genesis.checkpoint import read_source, versions
 from nnunet_genesis.datasets import (
     check_configuration,
-    preprocessed_folder,
+    new_plans_file,
     read_dataset_json,
     read_plans,
-    refuse_foreign_plans,
 )
-from nnunet_genesis.errors import TransferError
+from nnunet_genesis.errors import TransferError, network_of
 from nnunet_genesis.files import read_json, sha256, write_json, written_atomically
 from nnunet_genesis.settings import FineTuningSettings
 from nnunet_genesis.sources.v2 import input_channels
@@ -70,16 +69,16 @@ def transfer(
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
-        TransferError: The networks are of different kinds, or too little of the encoder would be taken over.
-        DatasetError: Dataset, plans or configuration are missing, or other plans of the new name exist.
+        TransferError: nnU-Net cannot build the target's network, the networks are of different kinds, or too little of
+            the encoder would be taken over.
+        DatasetError: Dataset, plans or configuration are missing, the new name cannot be one, or it is of other plans.
         SettingsError: A value of the schedule is out of range.
     """
     plans = read_plans(dataset, plans_name)
     check_configuration(plans, configuration)
-    path = preprocessed_folder(dataset) / f"{new_plans_name}.json"
     if new_plans_name == plans_name:
         raise TransferError(f"The plans {plans_name} would be overwritten. Name others with --to.")
-    refuse_foreign_plans(path, "fine_tuning")
+    path = new_plans_file(dataset, new_plans_name, "fine_tuning")
     default = {"warmup": min(50, schedule.get("epochs", FineTuningSettings.epochs) // 20)}
     settings, ledger = FineTuningSettings(**default | schedule), None
     if checkpoint is not None:
@@ -96,15 +95,21 @@ def transfer(
 def target_network(
     plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
 ) -> tuple[nn.Module, list[str]]:
-    """The network that nnU-Net would train, freshly initialised with a fixed seed, and its channel names."""
+    """The network that nnU-Net would train, freshly initialised with a fixed seed, and its channel names.
+
+    Raises:
+        TransferError: nnU-Net cannot build it.
+    """
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    plans_manager = PlansManager(plans)
-    manager = plans_manager.get_configuration(configuration)
-    channels = input_channels(plans, configuration, dataset_json)
-    with torch.random.fork_rng(devices=[]):
+    with (
+        torch.random.fork_rng(devices=[]),
+        network_of(f"the plans {plans.get('plans_name')}, configuration {configuration}"),
+    ):
         torch.manual_seed(0)
+        channels, plans_manager = input_channels(plans, configuration, dataset_json), PlansManager(plans)
+        manager = plans_manager.get_configuration(configuration)
         network = get_network_from_plans(
             manager.network_arch_class_name,
             manager.network_arch_init_kwargs,

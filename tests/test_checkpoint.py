@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_genesis.checkpoint import bare, network_weights, plain, read_checkpoint, save_plain
+from nnunet_genesis.checkpoint import bare, network_weights, plain, read_checkpoint, read_source, save_plain
 from nnunet_genesis.errors import CheckpointError
+from nnunet_genesis.numpy_values import Array, Kind
+from tests.transfer.networks import architecture, build
 
 
 class Trap:
@@ -89,6 +93,100 @@ def test_numpy_scalars_of_nnunet_are_let_through_and_made_plain(tmp_path: Path):
     assert type(ours["_best_ema"]) is float
     assert type(ours["logging"]["lrs"][0]) is float
     assert ours["genesis"] == {"epochs": 3}
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize(
+    "value",
+    [np.int16(-3), np.uint8(3), np.float16(0.5), np.str_("a"), np.bool_(True), np.zeros(0),
+     np.arange(6).reshape(2, 3).T, np.array([1, 256], ">i2"), np.array(["a", "ö"])],
+    ids=lambda value: str(value.dtype),
+)  # fmt: skip
+def test_numbers_and_text_of_numpy_are_read(tmp_path: Path, value, legacy):
+    torch.save({"log": value}, tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
+    content = read_checkpoint(tmp_path / "a.pth")
+    assert np.array_equal(content["log"], value)
+    assert content["log"].shape == value.shape
+    torch.save(content, tmp_path / "again.pth")
+    again = torch.load(tmp_path / "again.pth", weights_only=False)["log"]
+    assert type(again) is type(value)  # nothing of this package is needed to read it
+    save_plain(lambda stream: torch.save({"log": value}, stream), {}, tmp_path / "plain.pth")
+    assert torch.load(tmp_path / "plain.pth", weights_only=True)["log"] == value.tolist()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.array([1, None], dtype=object), r"is refused: it holds a numpy\.object_\. Only files of tensors"),
+        (np.zeros(1, [("a", "i4"), ("b", "O")]), r"is refused: it holds a numpy\.void"),
+        (np.datetime64("2020-01-01"), r"is refused: it holds a numpy\.datetime64"),
+        (np.longdouble(1), r"is refused: it holds a numpy\.longdouble"),
+        (np.ma.array([1]), r"would run code that it names \(numpy\.ma\.core\._mareconstruct\)"),
+    ],
+)
+def test_other_values_of_numpy_are_refused_with_their_kind(tmp_path: Path, value, message):
+    torch.save({"log": value}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("kind", ["O", Kind("f8")])
+def test_files_set_neither_objects_nor_flags_of_arrays(tmp_path: Path, kind):
+    """Numpy's own array and dtype would take any bytes for pointers where a file says so."""
+
+    class Crafted:
+        def __reduce__(self):
+            return Array, ((0,), "b"), (1, (1,), kind, False, b"01234567")
+
+    class Flags(Kind):
+        def __reduce__(self):
+            return Kind, ("f8",), (3, "<", None, ("a",), {"a": ("O", 0)}, -1, -1, 63)
+
+    kind = Flags("f8") if isinstance(kind, Kind) else kind
+    path = tmp_path / "a.pth"
+    torch.save({"log": Crafted()}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    for ours, theirs in ((b"Array", b"ndarray"), (b"Kind", b"dtype")):
+        content = content.replace(b"nnunet_genesis.numpy_values\n" + ours, b"numpy\n" + theirs)
+    path.write_bytes(content)
+    if kind == "O":
+        with pytest.raises(CheckpointError, match="cannot be read.*'str' object has no attribute 'dtype'"):
+            read_checkpoint(path)
+    else:
+        log = read_checkpoint(path)["log"]
+        assert log.dtype == np.dtype("f8")
+        assert not log.dtype.hasobject
+
+
+def test_an_archive_and_a_folder_name_the_checkpoints_in_them(tmp_path: Path):
+    inside = "Dataset004_X/nnUNetTrainer__nnUNetPlans__3d_fullres/fold_0/checkpoint_"
+    with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+        for name in ("best", "final"):
+            archive.writestr(f"{inside}{name}.pth", "x")
+    with pytest.raises(CheckpointError, match=rf"model\.zip is an archive.*Unpack it.*in it: {inside}final\.pth"):
+        read_source(tmp_path / "model.zip")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="empty is a folder. Name a checkpoint; there is none in it"):
+        read_source(tmp_path / "empty")
+    (tmp_path / "model" / "fold_1").mkdir(parents=True)
+    (tmp_path / "model" / "fold_1" / "checkpoint_final.pth").touch()
+    shown = re.escape(str(tmp_path / "model" / "fold_1" / "checkpoint_final.pth"))
+    with pytest.raises(CheckpointError, match=rf"model is a folder\. Name the checkpoint in it: {shown}\.$"):
+        read_source(tmp_path / "model")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_that_are_not_finite_are_named(tmp_path: Path, value, dtype):
+    weights = build(architecture(norm_op="torch.nn.modules.batchnorm.BatchNorm3d")).to(dtype).state_dict()
+    torch.save(weights, tmp_path / "a.pth")
+    assert read_source(tmp_path / "a.pth")
+    weights["encoder.stages.1.0.convs.0.conv.weight"][0, 0, 0, 0, 0] = value
+    torch.save(weights, tmp_path / "a.pth")
+    with pytest.raises(
+        CheckpointError, match=r"a\.pth holds NaN or infinite values in encoder\.stages\.1\.0\.convs\.0\.conv"
+    ):
+        read_source(tmp_path / "a.pth")
 
 
 def test_a_failing_save_keeps_the_file_before(tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from nnunet_genesis.errors import CheckpointError
@@ -20,6 +21,10 @@ CONVS = {PLAIN: "encoder.stages.{}.0.convs.{}.conv.weight", RESIDUAL: "encoder.s
 STEM = {PLAIN: CONVS[PLAIN].format(0, 0), RESIDUAL: "encoder.stem.convs.0.conv.weight"}
 STEM[ORIGINAL] = STEM[PLAIN]
 """Weight that reads the image."""
+PER_STAGE = ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage", "n_blocks_per_stage")
+"""Arguments that may be one number for all stages."""
+PER_AXIS = ("kernel_sizes", "strides")
+"""Those whose entry for a stage may be one number for all axes."""
 
 
 def original_unet3d(features: Sequence[int], strides: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -114,17 +119,17 @@ def derive(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], tuple[s
 
 
 def checked(architecture: Any) -> dict[str, Any]:
-    """An architecture block from a file in plain values, with the full name of its network.
+    """An architecture block from a file in plain values and lists, with the full name of its network.
 
     Raises:
         CheckpointError: It is incomplete or names another network.
     """
     try:
         name = str(architecture["network_class_name"])
-        arguments = plain(architecture["arch_kwargs"])
+        arguments = _spelled_out(plain(architecture["arch_kwargs"]))
         imports = list(architecture["_kw_requires_import"])
         shown = [len(arguments[key]) for key in ("features_per_stage", "strides")]
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         raise CheckpointError("describes its network incompletely.") from None
     known = CLASSES.get(name.rsplit(".", 1)[-1])
     if known is None or min(shown) < 2:
@@ -146,12 +151,24 @@ def unknown(weights: Mapping[str, torch.Tensor]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Tensors and tuples as lists: what JSON can hold."""
-    if isinstance(value, torch.Tensor):
+    """Tensors, arrays and tuples as lists: what JSON can hold."""
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, Mapping):
         return {key: plain(entry) for key, entry in value.items()}
     return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _spelled_out(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a network with a list where its class also takes one number for all stages or axes."""
+    found, dimensions = dict(arguments), 2 if str(arguments.get("conv_op")).endswith("Conv2d") else 3
+    for key, short in (*((key, 0) for key in PER_STAGE), ("n_conv_per_stage_decoder", 1)):
+        if isinstance(found.get(key), int):
+            found[key] = [found[key]] * (found["n_stages"] - short)
+    for key in PER_AXIS:
+        if key in found:
+            found[key] = [[entry] * dimensions if isinstance(entry, int) else entry for entry in found[key]]
+    return found
 
 
 def _counted(weights: Mapping[str, torch.Tensor], pattern: str) -> list[torch.Tensor]:

@@ -102,15 +102,15 @@ def _from_nnssl(weights: dict[str, torch.Tensor], content: Mapping[str, Any]) ->
 
 
 def _from_v2(tensors: dict[str, torch.Tensor], content: Mapping[str, Any]) -> Source:
-    architecture, facts = v2.plans_of(content)
+    architecture, facts, notes = v2.plans_of(content)
     kind = f"nnU-Net v2 ({content.get('trainer_name') or 'unknown trainer'})"
     try:
         complete, block, channels, remarks = fit(tensors, architecture)
     except CheckpointError as error:
         # trainers may build another network than the plans say, e.g. with batch normalisation
         note = f"its plans describe another network, which is not used: it {error}"
-        return _derived(tensors, kind, facts, note)
-    return Source(complete, block, channels, format=kind, notes=remarks, **_agreeing(facts, channels))
+        return _derived(tensors, kind, facts, note, *notes)
+    return Source(complete, block, channels, format=kind, notes=notes + remarks, **_agreeing(facts, channels))
 
 
 def _derived(tensors: dict[str, torch.Tensor], kind: str, facts: dict[str, Any], *notes: str) -> Source:

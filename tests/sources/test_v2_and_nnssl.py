@@ -14,6 +14,7 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from safetensors.torch import save_file
 
+import nnunet_genesis
 from nnunet_genesis.checkpoint import read_source
 from nnunet_genesis.errors import CheckpointError
 from nnunet_genesis.files import read_json
@@ -99,6 +100,50 @@ def test_a_configuration_that_inherits_and_plans_of_2023(tmp_path: Path):
     }
     source = recognise(stock(plans | {"configurations": {"3d_fullres": old}}))
     assert source.architecture["arch_kwargs"]["features_per_stage"] == [4, 6, 6]
+
+
+def test_channels_under_their_former_name_and_without_names():
+    content = stock(small_plans())
+    content["init_args"]["dataset_json"] = {"modality": {"0": "T1"}, "labels": {"background": 0}}
+    assert (recognise(content).channels, recognise(content).notes) == (["T1"], ())
+    for absent in ({}, None):
+        content["init_args"]["dataset_json"] = absent
+        assert recognise(content).channels is None
+    del content["init_args"]["dataset_json"]
+    source = recognise(content)
+    assert (source.channels, source.patch_size) == (None, [32, 48, 32])
+    assert source.notes == ("its input channels have no names: it holds no dataset.json that names them",)
+
+
+NUMBERS = [{"strides": [1, 2, 2]}, {"kernel_sizes": 3}, {"kernel_sizes": [3, 3, 3]}, {"features_per_stage": 4},
+           {"n_conv_per_stage_decoder": 2}]  # fmt: skip
+
+
+@pytest.mark.parametrize("numbers", [*NUMBERS, {"n_conv_per_stage": 2}, {"strides": 2}])
+def test_numbers_for_all_stages_or_axes_become_lists(tmp_path: Path, genesis, capsys, numbers):
+    plans = small_plans()
+    block = plans["configurations"]["3d_fullres"]["architecture"]
+    lists = block["arch_kwargs"] | {"features_per_stage": [4] * 3, "strides": [[numbers.get("strides")] * 3] * 3}
+    lists = block["arch_kwargs"] | {key: lists[key] for key, value in numbers.items() if isinstance(value, int)}
+    block["arch_kwargs"] = block["arch_kwargs"] | numbers
+    path = written(stock(plans), tmp_path / "a.pth")
+    source = read_source(path)
+    assert source.architecture["arch_kwargs"] == lists
+    assert source.notes == ()
+    assert genesis("inspect", path) == 0
+    assert "strides " in capsys.readouterr().out
+    assert nnunet_genesis.encoder(path).strides[-1] == np.prod(lists["strides"], axis=0).tolist()
+
+
+@pytest.mark.parametrize("numbers", [*NUMBERS, {"n_blocks_per_stage": 2}])
+def test_numbers_in_the_plan_of_nnssl_become_lists(numbers):
+    arguments = small_plans("tiny_resenc")["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"] | numbers
+    block = {"network_class_name": RESIDUAL, "arch_kwargs": arguments,
+             "_kw_requires_import": ["conv_op", "norm_op", "nonlin"]}  # fmt: skip
+    source = recognise(nnssl_file("ResidualEncoderUNet", arguments, build(block, 1).state_dict()))
+    for key in numbers:
+        assert isinstance(source.architecture["arch_kwargs"][key], list)
+    assert "3 stages of 4" in source.facts()["architecture"]
 
 
 def test_a_trainer_that_builds_another_network_than_its_plans_say():

@@ -30,12 +30,74 @@ def test_transfer_mistakes(transferred: Path, genesis, capsys):
         (("gone.pth", "-d", 4, "-c", "3d_fullres"), "gone.pth does not exist"),
         (("-d", 4, "-c", "3d_fullres"), "Name a checkpoint, or --from-scratch"),
         ((checkpoint, "-d", 4, "-c", "3d_fullres", "--to", "nnUNetPlans"), "would be overwritten"),
+        ((checkpoint, "-d", 4, "-c", "3d_fullres", "--to", "a/b"), '"a/b" cannot name plans'),
     ]:
         capsys.readouterr()
         assert genesis("transfer", *arguments) == 1
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert re.search(message, error), error
+
+
+BLOCK = "configurations__3d_fullres__architecture__"
+UNBUILDABLE = [
+    ({BLOCK + "network_class_name": "my_lib.nets.MyUNet"}, r"\(ImportError: Network class could not be found"),
+    (
+        {BLOCK + "network_class_name": "dynamic_network_architectures.architectures.primus.PrimusM",
+         BLOCK + "arch_kwargs": {}, BLOCK + "_kw_requires_import": []},
+        r"\(TypeError: PrimusM",
+    ),
+    ({BLOCK + "arch_kwargs__strides": [[1, 1, 1]]}, r"\(AssertionError: strides must have as many entries"),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error:Network class")
+@pytest.mark.parametrize(("changes", "reason"), UNBUILDABLE)
+def test_plans_of_networks_that_cannot_be_built_are_one_line(ready: Path, genesis, capsys, stock, changes, reason):
+    pretraining = ready / "nnUNet_preprocessed/Dataset501_Scans/nnUNetGenesisPlans.json"
+    folder = ready / "nnUNet_preprocessed/Dataset004_Target"
+    (ready / "bare.pth").touch()
+    for path in (folder / "nnUNetPlans.json", pretraining):
+        edit_plans(path, **changes)
+    assert genesis("transfer", ready / "bare.pth", "-d", 4, "-c", "3d_fullres") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(f"network of the plans nnUNetPlans, configuration 3d_fullres {reason}", error), error
+    assert not (folder / "nnUNetPlans_genesis.json").exists()
+    assert genesis("transfer", "--from-scratch", "-d", 4, "-c", "3d_fullres") == 0  # trains what the plans say
+    for dataset, fold, trainer, plans in ((501, "all", "Pretrain", "nnUNetGenesisPlans"),
+                                          (4, 0, "Finetune", "nnUNetPlans_scratch")):  # fmt: skip
+        with pytest.raises(SystemExit, match=f"nnunet_genesis: .* the plans {plans} {reason}"):
+            stock("nnUNetv2_train", dataset, "3d_fullres", fold, "-tr", f"nnUNetTrainerGenesis{trainer}", "-p", plans,
+                  "-device", "cpu")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["a/b", "my__plans", "plans_", "_plans", "", ".hidden", "my plans"])
+def test_names_that_nnunet_would_split_are_no_names_of_new_plans(ready: Path, genesis, capsys, name):
+    before = sorted(ready.rglob("*"))
+    for command in (("plan", "-d", 501, "--like", 4, "-p", name),
+                    ("transfer", "--from-scratch", "-d", 4, "-c", "3d_fullres", f"--to={name}")):  # fmt: skip
+        if name or command[0] == "plan":
+            assert genesis(*command) == 1
+            error = capsys.readouterr().err
+            assert error.count("\n") == 1
+            assert f'"{name}" cannot name plans' in error
+    assert sorted(ready.rglob("*")) == before
+    assert genesis("plan", "-d", 501, "--like", 4, "-p", "my.Plans-2_x") == 0
+
+
+def test_channels_under_their_former_name(ready: Path, genesis):
+    for path in (*ready.glob("nnUNet_raw/*/dataset.json"), *ready.glob("nnUNet_preprocessed/*/dataset.json")):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"modality": content.pop("channel_names")}))
+    assert genesis("plan", "-d", 501, "--like", 4) == 0
+    names = ("nnUNetTrainerGenesisPretrain", "nnUNetGenesisPlans")
+    trainer = get_trainer_from_args("501", "3d_fullres", "all", *names, device=CPU)
+    trainer.initialize()
+    trainer.save_checkpoint(str(ready / "pretrained.pth"))
+    assert genesis("transfer", ready / "pretrained.pth", "-d", 4, "-c", "3d_fullres") == 0
+    report = json.loads((ready / "nnUNet_preprocessed/Dataset004_Target/transfer_report.json").read_text())
+    assert report["nnUNetPlans_genesis_3d_fullres.pth"]["exact"]
 
 
 def test_transfer_into_other_plans_is_reported_and_starts(transferred: Path, genesis, capsys):
