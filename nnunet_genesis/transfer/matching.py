@@ -92,12 +92,13 @@ def _held(layer: Layer, given: Layout, source: Source) -> dict[str, torch.Tensor
     """The source's tensors of a layer by role, those that it has.
 
     Kernels are taken from the weights: nnU-Net v1 builds decoders with kernels that no architecture block expresses.
+    Half precision becomes float32.
 
     Raises:
         TransferError: A tensor has other channels than the architecture says.
     """
     found = {role: effective(given.names[name], source.weights) for role, name in layer.tensors.items()}
-    held = {role: tensor for role, tensor in found.items() if tensor is not None}
+    held = {role: _single(tensor) for role, tensor in found.items() if tensor is not None}
     if layer.part == HEADS:
         return held
     channels = (layer.width, sum(layer.inputs))
@@ -111,6 +112,11 @@ def _held(layer: Layer, given: Layout, source: Source) -> dict[str, torch.Tensor
                 "not this checkpoint's."
             )
     return held
+
+
+def _single(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision → float32, exactly, so that adapting does not round; others stay as they are."""
+    return tensor.float() if tensor.is_floating_point() and tensor.itemsize < torch.float32.itemsize else tensor
 
 
 def _without_counterpart(place: Place, given: Layout) -> str:
