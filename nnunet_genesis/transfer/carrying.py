@@ -74,16 +74,33 @@ def carry(
         weight, steps, limits = _carry_weight(given, wanted, tensors["weight"], fresh["weight"], mixture)
     except ValueError as error:
         return start_anew(wanted, str(error)), [f"starts anew: {error}"]
+    shifted = bias_in_norm(tensors, wanted)
     share = min(given.width, wanted.width) / wanted.width
     state = COPIED if weight is tensors["weight"] else ADAPTED
     outcomes = {"weight": Outcome(state, ", ".join(steps), weight, share)}
     for role in [role for role in wanted.tensors if role != "weight"]:
-        outcomes[role] = _carry_vector(role, tensors.get(role), fresh[role], share)
+        outcomes[role] = _carry_vector(role, shifted.get(role, tensors.get(role)), fresh[role], share)
         if outcomes[role].value is None:
             limits.append(f"{role} is not in the checkpoint")
-    if "bias" in tensors and "bias" not in fresh and "norm.weight" not in fresh:
-        limits.append("the target has no bias here, the checkpoint has")
+        elif role in shifted:
+            outcomes[role] = outcomes[role]._replace(state=ADAPTED, why="less the bias, which the target lacks")
+    # a norm by the statistics of what it reads cancels a bias
+    cancelled = {"bias"} if shifted or "norm.weight" in fresh else set()
+    limits += [
+        f"the target has no {role} here, the checkpoint has" for role in tensors if role not in {*fresh, *cancelled}
+    ]
     return outcomes, limits
+
+
+def bias_in_norm(tensors: Mapping[str, torch.Tensor], wanted: Layer) -> dict[str, torch.Tensor]:
+    """The running mean of a norm less the bias of the convolution before it, where the target has no bias.
+
+    In evaluation, the norm then gives out what it gave out, exactly. Empty where nothing is to be done.
+    """
+    mean = "norm.running_mean"
+    if "bias" in wanted.tensors or mean not in wanted.tensors or not {"bias", mean} <= set(tensors):
+        return {}
+    return {mean: tensors[mean] - tensors["bias"]}
 
 
 def _carry_weight(

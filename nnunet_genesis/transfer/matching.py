@@ -9,7 +9,7 @@ from torch import nn
 
 from nnunet_genesis.errors import TransferError
 from nnunet_genesis.transfer.architecture import skeleton
-from nnunet_genesis.transfer.carrying import INITIALISED, Outcome, carry, start_anew, start_passing_on
+from nnunet_genesis.transfer.carrying import INITIALISED, Outcome, bias_in_norm, carry, start_anew, start_passing_on
 from nnunet_genesis.transfer.channels import channel_limit, channel_mixture
 from nnunet_genesis.transfer.differences import differences, resampled
 from nnunet_genesis.transfer.layout import HEADS, STEM, Layer, Layout, Place, describe
@@ -166,7 +166,8 @@ def _list_unused(
         layer, counterpart = given.layers[place], wanted.layers.get(place)
         for role, tensor in tensors.items():
             ledger.source_parameters += tensor.numel()
-            if counterpart is None or counterpart.tensors.get(role) not in used:
+            moved = list(bias_in_norm(tensors, counterpart)) if counterpart is not None and role == "bias" else []
+            if counterpart is None or counterpart.tensors.get(*moved or [role]) not in used:
                 ledger.unused[layer.tensors[role]] = tensor.numel()
         if counterpart is None and place.block < wanted.blocks(place.side, place.level):
             _limit(ledger, f"the block has no counterpart of the checkpoint's {place.role}", layer.part)

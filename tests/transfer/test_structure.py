@@ -212,6 +212,50 @@ def test_wider_stages_give_the_old_channels_when_asked_to(kind):
     assert ledger.share("encoder stage 2", "adapted") > 0
 
 
+BATCH = {"norm_op": "torch.nn.BatchNorm3d", "norm_op_kwargs": {}}
+
+
+@KINDS
+@pytest.mark.parametrize("features", [(4, 6, 8), (5, 7, 10)])
+def test_a_bias_that_the_target_lacks_moves_into_the_running_mean(kind, features):
+    given = architecture(kind, **BATCH)
+    trained = build(given).double()
+    wanted = build(architecture(kind, features=features, conv_bias=False, **BATCH), seed=1).double()
+    generator = torch.Generator().manual_seed(2)
+    for name, tensor in trained.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    with torch.no_grad():  # nnU-Net's transposed convolutions have no norm that could take their bias
+        for up in trained.decoder.transpconvs:
+            up.bias.zero_()
+    ledger = match(source(given, trained, names(1)), wanted, names(1), resize_widths=True)
+    ledger.apply(wanted)
+    image = volume()
+    for before, after in zip(trained.encoder(image), wanted.encoder(image), strict=True):
+        close(after[:, : before.shape[1]], before)
+    close(without_heads(wanted)(image)[:, :4], without_heads(trained)(image))
+    assert set(ledger.limits) == {"the target has no bias here, the checkpoint has"}  # of the transposed convolutions
+    assert all(name.startswith("decoder.transpconvs") for name in ledger.unused)
+    means = {line.name: line.why for line in ledger.lines if line.name.endswith("running_mean")}
+    whys = {why for name, why in means.items() if ".skip." not in name}  # projections have no bias in any network
+    assert whys == {"less the bias, which the target lacks"}
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "lost"),
+    [
+        ({}, {"norm_op_kwargs": {"affine": False}}, {"norm.weight", "norm.bias", "bias"}),
+        (BATCH, BATCH | {"norm_op_kwargs": {"track_running_stats": False}},
+         {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}),
+    ],
+)  # fmt: skip
+def test_parts_of_a_norm_that_the_target_lacks_are_named(given, wanted, lost):
+    trained, target, ledger = carried(architecture(**given), architecture(conv_bias="bias" not in lost, **wanted))
+    assert {f"the target has no {role} here, the checkpoint has" for role in lost} <= set(ledger.limits)
+    image = volume()
+    assert (trained.encoder(image)[0] - target.encoder(image)[0]).abs().max() > 0.1
+
+
 @KINDS
 def test_narrower_stages_take_the_leading_filters_when_asked_to(kind):
     given, wanted = architecture(kind, features=(4, 6, 8)), architecture(kind, features=(3, 6, 8))
