@@ -16,12 +16,16 @@ COPIED, ADAPTED, INITIALISED = "copied", "adapted", "initialised"
 
 
 class Outcome(NamedTuple):
-    """One tensor of the target: its state, how or why, its value (None: as initialised), its share from the source."""
+    """One tensor of the target: its state, how or why, its value (None: as initialised), its share from the source.
+
+    `resizable` is the share that would come from the source if other widths were asked for.
+    """
 
     state: str
     why: str
     value: torch.Tensor | None = None
     taken: float = 0.0
+    resizable: float = 0.0
 
 
 def start_anew(wanted: Layer, why: str) -> dict[str, Outcome]:
@@ -67,15 +71,16 @@ def carry(
         return start_anew(wanted, "not in the checkpoint"), ["starts anew: not in the checkpoint"]
     stem = wanted.place.side == STEM
     resized = given.width != wanted.width or (not stem and given.inputs != wanted.inputs)
+    share = min(given.width, wanted.width) / wanted.width
     if resized and not resize_widths:
-        why = f"channels {_widths(given)} → {_widths(wanted)}"
-        return start_anew(wanted, why), ["starts anew where channels differ, as other widths were not asked for"]
+        anew = start_anew(wanted, f"channels {_widths(given)} → {_widths(wanted)}")
+        anew = {role: outcome._replace(resizable=share * (role in tensors)) for role, outcome in anew.items()}
+        return anew, ["starts anew where channels differ, as other widths were not asked for"]
     try:
         weight, steps, limits = _carry_weight(given, wanted, tensors["weight"], fresh["weight"], mixture)
     except ValueError as error:
         return start_anew(wanted, str(error)), [f"starts anew: {error}"]
     shifted = bias_in_norm(tensors, wanted)
-    share = min(given.width, wanted.width) / wanted.width
     state = COPIED if weight is tensors["weight"] else ADAPTED
     outcomes = {"weight": Outcome(state, ", ".join(steps), weight, share)}
     for role in [role for role in wanted.tensors if role != "weight"]:

@@ -146,6 +146,7 @@ def _alone(layer: Layer, given: Layout, fresh: dict[str, torch.Tensor], why: str
 def _enter(ledger: Ledger, layer: Layer, name: str, fresh: torch.Tensor, outcome: Outcome) -> None:
     taken = round(fresh.numel() * outcome.taken) if outcome.state != INITIALISED else 0
     ledger.lines.append(Line(name, layer.part, fresh.numel(), outcome.state, outcome.why, taken))
+    ledger.resizable[name] = round(fresh.numel() * outcome.resizable)
     if outcome.value is not None:
         ledger.values[name] = outcome.value
 
