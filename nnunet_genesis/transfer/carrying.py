@@ -159,7 +159,8 @@ def _tap_limits(given: tuple[int, ...], wanted: tuple[int, ...]) -> list[str]:
     more = axes_where(a < b for a, b in zip(given, wanted, strict=True))
     fewer = axes_where(a > b for a, b in zip(given, wanted, strict=True))
     limits = [f"up-samples along {more} by repetition: exact for features constant along {more}"] if more else []
-    return limits + ([f"up-samples along {fewer} to the average of the checkpoint's output"] if fewer else [])
+    text = f"up-samples along {fewer} to the average of the checkpoint's output; later layers respond otherwise"
+    return limits + ([text] if fewer else [])
 
 
 def _lifted(weight: torch.Tensor) -> torch.Tensor:
