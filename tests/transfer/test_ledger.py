@@ -163,3 +163,21 @@ def test_table_and_report_name_every_part_with_its_share():
         p.numel() for p in unet(channels=2).parameters()
     )
     assert len(report["tensors"]) == len(list(unet().parameters()))
+
+
+def test_values_that_do_not_arrive_are_an_error():
+    """As where a network hands out copies of its tensors in its state dict."""
+    trained, target = unet(), unet(seed=1)
+    ledger = match(source(architecture(), trained, names(1)), target, names(1))
+
+    def hand_out_copies(_module, tensors, *_):
+        tensors.update({name: tensor.clone() for name, tensor in tensors.items()})
+
+    handle = target.register_state_dict_post_hook(hand_out_copies)
+    with pytest.raises(TransferError, match=r"The value of encoder\.\S+ did not arrive in the network"):
+        ledger.apply(target)
+    handle.remove()
+    ledger.apply(target)
+    ledger.values["encoder.stages.0.0.convs.0.conv.bias"] = torch.zeros(1)  # would be spread over all four
+    with pytest.raises(TransferError, match=r"The value of encoder\.stages\.0\.0\.convs\.0\.conv\.bias did not"):
+        ledger.apply(target)

@@ -221,6 +221,37 @@ def test_an_additional_residual_block_is_one_more_activation():
 
 
 @KINDS
+def test_additional_convolutions_of_the_decoder_pass_on_what_the_checkpoints_gave(kind):
+    trained, target, ledger = carried(architecture(kind, decoder=[1, 1]), architecture(kind, decoder=[2, 2]))
+    found: dict[str, torch.Tensor] = {}
+    trained.decoder.stages[0].register_forward_hook(lambda *call: found.update(before=call[2]))
+    target.decoder.stages[0].register_forward_hook(lambda *call: found.update(after=call[2]))
+    image = volume()
+    trained(image), target(image)
+    unit = target.decoder.stages[0].convs[1]
+    normed = F.instance_norm(found["before"], weight=unit.norm.weight, bias=unit.norm.bias)
+    close(found["after"], F.leaky_relu(normed, 0.01))
+    text = (
+        "2 blocks for the checkpoint's 1: the others start by passing features on, a plain one normalised, a residual "
+    )
+    assert ledger.limits == {text + "one through another activation": ["decoder at stage 0", "decoder at stage 1"]}
+    passing = [line.name for line in ledger.lines if line.why.endswith("passes its input on")]
+    assert passing == [f"decoder.stages.{stage}.convs.1.conv.weight" for stage in (0, 1)]
+
+
+@KINDS
+def test_fewer_convolutions_of_the_decoder_keep_those_that_stay(kind):
+    trained, target, ledger = carried(architecture(kind, decoder=[2, 1]), architecture(kind, decoder=[1, 1]))
+    gone = list(trained.decoder.stages[0].convs[1].parameters())
+    del trained.decoder.stages[0].convs[1]
+    image = volume()
+    close(without_heads(target)(image), without_heads(trained)(image))
+    text = "1 of the checkpoint's 2 blocks: the features of these are as they were"
+    assert ledger.limits == {text: ["decoder at stage 1"]}
+    assert sum(ledger.unused.values()) == sum(parameter.numel() for parameter in gone)
+
+
+@KINDS
 def test_fewer_blocks_keep_the_features_of_those_that_stay(kind):
     trained, target, ledger = carried(architecture(kind, blocks=[3, 2, 2]), architecture(kind, blocks=[2, 2, 2]))
     image, stage = volume(), trained.encoder.stages[0]
