@@ -74,7 +74,8 @@ def carry(
     share = min(given.width, wanted.width) / wanted.width
     if resized and not resize_widths:
         anew = start_anew(wanted, f"channels {_widths(given)} → {_widths(wanted)}")
-        anew = {role: outcome._replace(resizable=share * (role in tensors)) for role, outcome in anew.items()}
+        found = {*tensors, "bias"}  # a bias that is not there is zero
+        anew = {role: outcome._replace(resizable=share * (role in found)) for role, outcome in anew.items()}
         return anew, ["starts anew where channels differ, as other widths were not asked for"]
     try:
         weight, steps, limits = _carry_weight(given, wanted, tensors["weight"], fresh["weight"], mixture)

@@ -97,6 +97,7 @@ def test_other_widths_start_anew_and_too_little_coverage_stops():
         ({"features": (6, 10, 12)}, True, False),  # they are resized already
         ({"features": (4, 6, 8, 8, 8, 8)}, False, False),  # stages are missing, widths are as they were
         ({"features": (4, 6, 10, 12)}, False, True),
+        ({"features": (4, 6, 10), "norm_op": "torch.nn.BatchNorm3d", "norm_op_kwargs": {}}, False, True),
     ],
 )
 def test_other_widths_are_suggested_where_they_help(kind, wanted, resize, suggested):
