@@ -205,7 +205,6 @@ def test_files_that_hold_no_encoder_are_one_line(tmp_path):
 def test_importing_the_package_is_cheap_and_unknown_names_are_errors():
     code = "import sys, nnunet_genesis; assert not {'torch', 'numpy', 'nnunetv2'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert set(nnunet_genesis.__all__) <= set(dir(nnunet_genesis)) | {"encoder", "Encoder", "Classifier"}
     with pytest.raises(AttributeError, match="has no attribute 'decoder'"):
         _ = nnunet_genesis.decoder
     with pytest.raises(ImportError):

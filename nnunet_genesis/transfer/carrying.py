@@ -16,12 +16,16 @@ COPIED, ADAPTED, INITIALISED = "copied", "adapted", "initialised"
 
 
 class Outcome(NamedTuple):
-    """One tensor of the target: its state, how or why, its value (None: as initialised), its share from the source."""
+    """One tensor of the target: its state, how or why, its value (None: as initialised), its share from the source.
+
+    `resizable` is the share that would come from the source if other widths were asked for.
+    """
 
     state: str
     why: str
     value: torch.Tensor | None = None
     taken: float = 0.0
+    resizable: float = 0.0
 
 
 def start_anew(wanted: Layer, why: str) -> dict[str, Outcome]:
@@ -67,23 +71,42 @@ def carry(
         return start_anew(wanted, "not in the checkpoint"), ["starts anew: not in the checkpoint"]
     stem = wanted.place.side == STEM
     resized = given.width != wanted.width or (not stem and given.inputs != wanted.inputs)
+    share = min(given.width, wanted.width) / wanted.width
     if resized and not resize_widths:
-        why = f"channels {_widths(given)} → {_widths(wanted)}"
-        return start_anew(wanted, why), ["starts anew where channels differ, as other widths were not asked for"]
+        anew = start_anew(wanted, f"channels {_widths(given)} → {_widths(wanted)}")
+        found = {*tensors, "bias"}  # a bias that is not there is zero
+        anew = {role: outcome._replace(resizable=share * (role in found)) for role, outcome in anew.items()}
+        return anew, ["starts anew where channels differ, as other widths were not asked for"]
     try:
         weight, steps, limits = _carry_weight(given, wanted, tensors["weight"], fresh["weight"], mixture)
     except ValueError as error:
         return start_anew(wanted, str(error)), [f"starts anew: {error}"]
-    share = min(given.width, wanted.width) / wanted.width
+    shifted = bias_in_norm(tensors, wanted)
     state = COPIED if weight is tensors["weight"] else ADAPTED
     outcomes = {"weight": Outcome(state, ", ".join(steps), weight, share)}
     for role in [role for role in wanted.tensors if role != "weight"]:
-        outcomes[role] = _carry_vector(role, tensors.get(role), fresh[role], share)
+        outcomes[role] = _carry_vector(role, shifted.get(role, tensors.get(role)), fresh[role], share)
         if outcomes[role].value is None:
             limits.append(f"{role} is not in the checkpoint")
-    if "bias" in tensors and "bias" not in fresh and "norm.weight" not in fresh:
-        limits.append("the target has no bias here, the checkpoint has")
+        elif role in shifted:
+            outcomes[role] = outcomes[role]._replace(state=ADAPTED, why="less the bias, which the target lacks")
+    # a norm by the statistics of what it reads cancels a bias
+    cancelled = {"bias"} if shifted or "norm.weight" in fresh else set()
+    limits += [
+        f"the target has no {role} here, the checkpoint has" for role in tensors if role not in {*fresh, *cancelled}
+    ]
     return outcomes, limits
+
+
+def bias_in_norm(tensors: Mapping[str, torch.Tensor], wanted: Layer) -> dict[str, torch.Tensor]:
+    """The running mean of a norm less the bias of the convolution before it, where the target has no bias.
+
+    In evaluation, the norm then gives out what it gave out, exactly. Empty where nothing is to be done.
+    """
+    mean = "norm.running_mean"
+    if "bias" in wanted.tensors or mean not in wanted.tensors or not {"bias", mean} <= set(tensors):
+        return {}
+    return {mean: tensors[mean] - tensors["bias"]}
 
 
 def _carry_weight(
@@ -137,7 +160,8 @@ def _tap_limits(given: tuple[int, ...], wanted: tuple[int, ...]) -> list[str]:
     more = axes_where(a < b for a, b in zip(given, wanted, strict=True))
     fewer = axes_where(a > b for a, b in zip(given, wanted, strict=True))
     limits = [f"up-samples along {more} by repetition: exact for features constant along {more}"] if more else []
-    return limits + ([f"up-samples along {fewer} to the average of the checkpoint's output"] if fewer else [])
+    text = f"up-samples along {fewer} to the average of the checkpoint's output; later layers respond otherwise"
+    return limits + ([text] if fewer else [])
 
 
 def _lifted(weight: torch.Tensor) -> torch.Tensor:

@@ -14,10 +14,8 @@ def differences(given: Layout, wanted: Layout) -> Iterator[tuple[str, str]]:
         change = f"{' | '.join(given.operations)} -> {' | '.join(wanted.operations)}"
         yield f"other functions than in the checkpoint: {change}", "norms and activations"
     if given.axes != wanted.axes:
-        text = (
-            "2D networks norm slice by slice, 3D ones the whole patch: exact for images constant along z, for others "
-        )
-        yield text + "slice by slice up to the first norm", f"{given.axes}D to {wanted.axes}D"
+        text = "2D networks norm slice by slice, 3D ones the whole patch: the same for features constant along z, for "
+        yield text + "others slice by slice up to the first norm", f"{given.axes}D to {wanted.axes}D"
     shared = min(len(given.sampling), len(wanted.sampling))
     if len(wanted.sampling) > shared:
         text = "has no counterpart: the features of the stages before it are as they were, and the decoder at stage "
@@ -43,10 +41,10 @@ def _of_stage(given: Layout, wanted: Layout, level: int) -> Iterator[tuple[str, 
     strides = [_stride(layout, level) for layout in (given, wanted)]
     if strides[0] != strides[1]:
         axes = axes_where(a != b for a, b in zip(*strides, strict=True))
-        text = (
-            f"another stride along {axes}: before the norm, the same response at the positions that both have; exact "
-        )
-        yield text + f"for images constant along {axes}", f"encoder stage {level}"
+        pooling = given.pooling or wanted.pooling
+        same = f"other windows of {pooling} pooling" if pooling else "before the norm, the same at common positions"
+        text = f"another stride along {axes}: {same}; exact for images constant along {axes}, but for the padding at "
+        yield text + "its ends", f"encoder stage {level}"
     for side, part in (("encoder", f"encoder stage {level}"), ("decoder", f"decoder at stage {level}")):
         ours, theirs = wanted.blocks(side, level), given.blocks(side, level)
         if 0 < ours < theirs:

@@ -71,6 +71,7 @@ class Layout:
         layers: In the order of computation.
         sampling: Down-sampling of each encoder stage against the image, per axis.
         operations: Norms and activations, e.g. "InstanceNorm eps 1e-05, LeakyReLU negative_slope 0.01".
+        pooling: "average" where skips of the encoder are pooled (residual blocks), "maximum" where features are.
         names: First name of each tensor → all its names.
     """
 
@@ -79,6 +80,7 @@ class Layout:
     layers: dict[Place, Layer]
     sampling: list[tuple[int, ...]]
     operations: tuple[str, ...]
+    pooling: str
     names: dict[str, list[str]]
 
     def blocks(self, side: str, level: int) -> int:
@@ -109,7 +111,9 @@ def describe(network: nn.Module) -> Layout:
     units = [unit for _, unit in _units(network)]
     stage = _blocks(encoder.stages[0])[0]
     family = type(network).__name__ + (f" ({type(stage).__name__})" if hasattr(stage, "conv1") else "")
-    return Layout(family, units[0].conv.weight.ndim - 2, layers, sampling[1:], _operations(network), names)
+    axes, kinds = units[0].conv.weight.ndim - 2, " ".join(type(module).__name__ for module in encoder.modules())
+    pooling = "average" if "AvgPool" in kinds else "maximum" if "MaxPool" in kinds else ""
+    return Layout(family, axes, layers, sampling[1:], _operations(network), pooling, names)
 
 
 def _walk(network: Any, names: dict[int, str]) -> Iterator[Layer]:

@@ -37,6 +37,7 @@ class Ledger:
     Attributes:
         lines: One per tensor of the target.
         values: First names of the tensors that are written → values; the others stay as initialised.
+        resizable: Names of tensors → parameters that would come from the source if other widths were asked for.
         unused: Names of source tensors without a use, segmentation heads aside → number of parameters.
         source_parameters: Parameters of the source, segmentation heads aside.
         limits: What is not as in the source → the parts where.
@@ -45,6 +46,7 @@ class Ledger:
 
     lines: list[Line] = field(default_factory=list)
     values: dict[str, torch.Tensor] = field(default_factory=dict)
+    resizable: dict[str, int] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)
     source_parameters: int = 0
     limits: dict[str, list[str]] = field(default_factory=dict)
@@ -68,8 +70,7 @@ class Ledger:
     @property
     def encoder_coverage(self) -> float:
         """Share of the parameters of stem and encoder that come from the source."""
-        lines = [line for line in self.lines if line.part == STEM or line.part.startswith("encoder")]
-        return _share(lines, ("copied", "adapted"))
+        return _share(self._encoder, ("copied", "adapted"))
 
     @property
     def verdict(self) -> str:
@@ -128,13 +129,14 @@ class Ledger:
             TransferError: Says how much it is and why.
         """
         if self.encoder_coverage < minimum:
-            lines = [line for line in self.lines if line.part == STEM or line.part.startswith("encoder")]
-            reasons = _reasons([line for line in lines if line.state == "initialised"])
+            reasons = _reasons([line for line in self._encoder if line.taken < line.parameters])
+            gain = sum(self.resizable[line.name] for line in self._encoder)
+            whole = self.encoder_coverage + gain / sum(line.parameters for line in self._encoder)
+            widths = f"allow other widths (--resize-widths, which makes it {whole:.1%}), " if gain else ""
             raise TransferError(
                 f"Only {self.encoder_coverage:.1%} of the encoder's parameters would come from the checkpoint, fewer "
                 f"than the {minimum:.0%} asked for: {'; '.join(reasons[:3])}. Use a checkpoint that is closer to the "
-                "target's plans (nnunet_genesis plan --like), allow other widths (--resize-widths), or lower "
-                "--min-coverage."
+                f"target's plans (nnunet_genesis plan --like), {widths}or lower --min-coverage."
             )
 
     def apply(self, network: nn.Module) -> None:
@@ -150,6 +152,10 @@ class Ledger:
         for name, names in name_groups(network).items():
             if name in self.values and not all(torch.equal(held[n], self.values[name].to(held[n])) for n in names):
                 raise TransferError(f"The value of {name} did not arrive in the network.")
+
+    @property
+    def _encoder(self) -> list[Line]:
+        return [line for line in self.lines if line.part == STEM or line.part.startswith("encoder")]
 
     def _row(self, name: str, lines: list[Line], why: str) -> str:
         shares = [f"{_share(lines, (state,)):.1%}" for state in STATES]

@@ -9,7 +9,7 @@ from torch import nn
 
 from nnunet_genesis.errors import TransferError
 from nnunet_genesis.transfer.architecture import skeleton
-from nnunet_genesis.transfer.carrying import INITIALISED, Outcome, carry, start_anew, start_passing_on
+from nnunet_genesis.transfer.carrying import INITIALISED, Outcome, bias_in_norm, carry, start_anew, start_passing_on
 from nnunet_genesis.transfer.channels import channel_limit, channel_mixture
 from nnunet_genesis.transfer.differences import differences, resampled
 from nnunet_genesis.transfer.layout import HEADS, STEM, Layer, Layout, Place, describe
@@ -92,12 +92,13 @@ def _held(layer: Layer, given: Layout, source: Source) -> dict[str, torch.Tensor
     """The source's tensors of a layer by role, those that it has.
 
     Kernels are taken from the weights: nnU-Net v1 builds decoders with kernels that no architecture block expresses.
+    Half precision becomes float32.
 
     Raises:
         TransferError: A tensor has other channels than the architecture says.
     """
     found = {role: effective(given.names[name], source.weights) for role, name in layer.tensors.items()}
-    held = {role: tensor for role, tensor in found.items() if tensor is not None}
+    held = {role: _single(tensor) for role, tensor in found.items() if tensor is not None}
     if layer.part == HEADS:
         return held
     channels = (layer.width, sum(layer.inputs))
@@ -111,6 +112,11 @@ def _held(layer: Layer, given: Layout, source: Source) -> dict[str, torch.Tensor
                 "not this checkpoint's."
             )
     return held
+
+
+def _single(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision → float32, exactly, so that adapting does not round; others stay as they are."""
+    return tensor.float() if tensor.is_floating_point() and tensor.itemsize < torch.float32.itemsize else tensor
 
 
 def _without_counterpart(place: Place, given: Layout) -> str:
@@ -140,6 +146,7 @@ def _alone(layer: Layer, given: Layout, fresh: dict[str, torch.Tensor], why: str
 def _enter(ledger: Ledger, layer: Layer, name: str, fresh: torch.Tensor, outcome: Outcome) -> None:
     taken = round(fresh.numel() * outcome.taken) if outcome.state != INITIALISED else 0
     ledger.lines.append(Line(name, layer.part, fresh.numel(), outcome.state, outcome.why, taken))
+    ledger.resizable[name] = round(fresh.numel() * outcome.resizable)
     if outcome.value is not None:
         ledger.values[name] = outcome.value
 
@@ -160,7 +167,8 @@ def _list_unused(
         layer, counterpart = given.layers[place], wanted.layers.get(place)
         for role, tensor in tensors.items():
             ledger.source_parameters += tensor.numel()
-            if counterpart is None or counterpart.tensors.get(role) not in used:
+            moved = list(bias_in_norm(tensors, counterpart)) if counterpart is not None and role == "bias" else []
+            if counterpart is None or counterpart.tensors.get(*moved or [role]) not in used:
                 ledger.unused[layer.tensors[role]] = tensor.numel()
         if counterpart is None and place.block < wanted.blocks(place.side, place.level):
             _limit(ledger, f"the block has no counterpart of the checkpoint's {place.role}", layer.part)

@@ -113,7 +113,8 @@ def test_transfer_into_other_plans_is_reported_and_starts(transferred: Path, gen
     )
     command = ("transfer", checkpoint, "-d", 4, "-c", "3d_fullres", "--epochs", 2)
     assert genesis(*command) == 1
-    assert "allow other widths (--resize-widths), or lower --min-coverage" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert re.search(r"other widths \(--resize-widths, which makes it \d+\.\d%\), or lower --min-coverage", error)
     assert genesis(*command, "--resize-widths", "--min-coverage", 0.2) == 0
     table = capsys.readouterr().out
     assert re.search(r"encoder stage 2 .* adapted|encoder stage 2 .*channels \(6 in, 8 out\)", table)

@@ -146,6 +146,30 @@ def test_other_widths_start_anew_and_too_little_coverage_stops():
         ledger.refuse_low_coverage(0.6)
 
 
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+@pytest.mark.parametrize(
+    ("wanted", "resize", "suggested"),
+    [
+        ({"features": (4, 6, 10)}, False, True),
+        ({"features": (6, 10, 12)}, True, False),  # they are resized already
+        ({"features": (4, 6, 8, 8, 8, 8)}, False, False),  # stages are missing, widths are as they were
+        ({"features": (4, 6, 10, 12)}, False, True),
+        ({"features": (4, 6, 10), "norm_op": "torch.nn.BatchNorm3d", "norm_op_kwargs": {}}, False, True),
+    ],
+)
+def test_other_widths_are_suggested_where_they_help(kind, wanted, resize, suggested):
+    """And the message says how much they would bring: exactly what is then taken over."""
+    given = source(architecture(kind), unet(kind), names(1))
+    target = build(architecture(kind, **wanted), seed=1)
+    with pytest.raises(TransferError) as error:
+        match(given, target, names(1), resize).refuse_low_coverage(0.99)
+    stages = len(wanted["features"])
+    assert f"asked for: {'channels (' if stages == 3 else 'the checkpoint has 3 stages'}" in str(error.value)
+    resized = match(given, target, names(1), True).encoder_coverage
+    promise = f", allow other widths (--resize-widths, which makes it {resized:.1%}), or lower --min-coverage."
+    assert str(error.value).endswith(promise if suggested else "(nnunet_genesis plan --like), or lower --min-coverage.")
+
+
 @pytest.mark.parametrize(("given", "wanted"), [("plain", "residual"), ("residual", "plain")])
 def test_the_other_kind_of_encoder_is_refused(given, wanted):
     with pytest.raises(
@@ -197,3 +221,21 @@ def test_table_and_report_name_every_part_with_its_share():
         p.numel() for p in unet(channels=2).parameters()
     )
     assert len(report["tensors"]) == len(list(unet().parameters()))
+
+
+def test_values_that_do_not_arrive_are_an_error():
+    """As where a network hands out copies of its tensors in its state dict."""
+    trained, target = unet(), unet(seed=1)
+    ledger = match(source(architecture(), trained, names(1)), target, names(1))
+
+    def hand_out_copies(_module, tensors, *_):
+        tensors.update({name: tensor.clone() for name, tensor in tensors.items()})
+
+    handle = target.register_state_dict_post_hook(hand_out_copies)
+    with pytest.raises(TransferError, match=r"The value of encoder\.\S+ did not arrive in the network"):
+        ledger.apply(target)
+    handle.remove()
+    ledger.apply(target)
+    ledger.values["encoder.stages.0.0.convs.0.conv.bias"] = torch.zeros(1)  # would be spread over all four
+    with pytest.raises(TransferError, match=r"The value of encoder\.stages\.0\.0\.convs\.0\.conv\.bias did not"):
+        ledger.apply(target)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -139,15 +141,24 @@ def test_decoders_with_other_kernels_than_their_stage_are_read_by_their_weights(
     assert list(ledger.limits) == ["shorter kernel along z: exact for features constant along z, away from its ends"]
 
 
-def test_half_precision_and_applying_twice():
-    trained, target = unet().half(), unet(channels=2, seed=1)
-    ledger = match(source(architecture(), trained, names(1)), target, names(2))
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_are_adapted_without_rounding_and_applying_twice_changes_nothing(precision):
+    """Sums of three taps, and of three channels, of half precision need more digits than it has."""
+    trained = unet(channels=3).to(precision)
+    weights = {name: tensor.double() for name, tensor in trained.state_dict().items()}
+    target = build(architecture(kernels=[[1, 3, 3]] * 3), 2, seed=1)
+    ledger = match(source(architecture(), trained, names(3)), target, ["a", "b"])
     ledger.apply(target)
     once = {name: tensor.clone() for name, tensor in target.state_dict().items()}
     ledger.apply(target)
     assert all(torch.equal(tensor, once[name]) for name, tensor in target.state_dict().items())
-    stem = "encoder.stages.0.0.convs.1.conv.weight"
-    assert torch.equal(once[stem], trained.state_dict()[stem].float())
+    copied, adapted = "encoder.stages.0.0.convs.1.norm.weight", "encoder.stages.0.0.convs.1.conv.weight"
+    assert torch.equal(once[copied], weights[copied].float())
+    assert {line.name: line.state for line in ledger.lines}[adapted] == "adapted"
+    close = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
+    close(once[adapted].double(), weights[adapted].sum(2, keepdim=True))
+    stem = "encoder.stages.0.0.convs.0.conv.weight"
+    close(once[stem][:, :1].double(), weights[stem].sum((1, 2), keepdim=True) / 2)
 
 
 def test_blocks_without_their_projection_are_named():

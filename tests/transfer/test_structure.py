@@ -69,15 +69,43 @@ def test_shorter_kernels_keep_the_encoder_for_constant_images(kind):
 def test_another_stride_keeps_filters_at_common_positions_and_constant_images(kind, strides):
     given, wanted = (architecture(kind, strides=each) for each in strides)
     trained, target, ledger = carried(given, wanted)
-    assert any(text.startswith("another stride along z") for text in ledger.limits)
+    same = "before the norm, the same at common positions" if kind == "plain" else "other windows of average pooling"
+    limit = f"another stride along z: {same}; exact for images constant along z, but for the padding at its ends"
+    assert ledger.limits[limit] == ["encoder stage 1"]
+    first = "stages.1.0.convs.0.conv" if kind == "plain" else "stages.1.blocks.0.conv1.conv"
+    (line,) = (line for line in ledger.lines if line.name == f"encoder.{first}.weight")
+    written = ["x".join(map(str, each[1])) for each in strides]
+    assert (line.state, line.why) == ("copied", f"stride {written[0]} → {written[1]}")
     image = volume(True)
     for before, after in zip(trained.encoder(image), target.encoder(image), strict=True):
         close(after[:, :, 0], before[:, :, 0])
-    first = "stages.1.0.convs.0.conv" if kind == "plain" else "stages.1.blocks.0.conv1.conv"
     features = torch.randn(1, 4, 8, 8, 8, dtype=torch.float64)
     responses = [network.encoder.get_submodule(first)(features) for network in (trained, target)]
     coarse, fine = sorted(responses, key=lambda maps: maps.shape[2])
     close(coarse, fine[:, :, ::2])
+    if kind == "residual":  # not so the skips
+        pooled = [network.encoder.stages[1].blocks[0].skip[0](features) for network in (trained, target)]
+        coarse, fine = sorted(pooled, key=lambda maps: maps.shape[2])
+        assert (coarse - fine[:, :, ::2]).abs().max() > 0.1
+
+
+@KINDS
+@pytest.mark.parametrize("strides", [(ISOTROPIC, THIN_STRIDES), (THIN_STRIDES, ISOTROPIC)])
+def test_another_stride_changes_the_decoder_even_for_constant_images(kind, strides):
+    """The up-sampling's own output is the checkpoint's, repeated or averaged; what later layers make of it is not."""
+    trained, target, ledger = carried(*(architecture(kind, strides=each) for each in strides))
+    limits = [text for text, parts in ledger.limits.items() if parts == ["decoder at stage 0"]]
+    kept = ("to the average of the checkpoint's output; later layers respond otherwise" if strides[0] == ISOTROPIC
+            else "by repetition: exact for features constant along z")  # fmt: skip
+    assert limits == [f"up-samples along z {kept}"]
+    features = torch.randn(1, 6, 4, 8, 8, dtype=torch.float64)
+    before, after = (network.decoder.transpconvs[1](features) for network in (trained, target))
+    if strides[0] == ISOTROPIC:
+        close(after, F.avg_pool3d(before, (2, 1, 1)))
+    else:
+        close(after, before.repeat_interleave(2, 2))
+    before, after = (without_heads(network)(volume(True)) for network in (trained, target))
+    assert (before - after).abs().max() > 0.01
 
 
 @KINDS
@@ -101,6 +129,12 @@ def test_a_plane_network_inflates_and_flattens_back(kind):
     trained, target, ledger = carried(flat, thin)
     assert ledger.coverage == 1
     close(without_heads(target)(image)[:, :, 3], without_heads(trained)(image[:, :, 0]))
+    trained, deep = build(flat).double(), build(solid, seed=1).double()
+    match(source(flat, trained, names(1)), deep, names(1)).apply(deep)
+    every_slice = without_heads(trained)(image[:, :, 0]).unsqueeze(2)
+    found = without_heads(deep)(image)
+    close(found, every_slice.expand_as(found))  # strides along z as well, borders and all
+    trained = build(flat).double()
     back = build(flat, seed=3).double()
     match(source(thin, target, names(1)), back, names(1)).apply(back)
     held = dict(back.named_parameters())
@@ -109,6 +143,10 @@ def test_a_plane_network_inflates_and_flattens_back(kind):
     assert ledger.coverage == 1
     for before, after in zip(trained.encoder(image), target.encoder(image[:, :, 0]), strict=True):
         close(after, before[:, :, 0])
+    before, after = without_heads(trained)(image), without_heads(target)(image[:, :, 0])
+    assert (before - after.unsqueeze(2)).abs().max() > 0.1
+    averaged = "up-samples along z to the average of the checkpoint's output; later layers respond otherwise"
+    assert ledger.limits[averaged] == ["decoder at stage 1", "decoder at stage 0"]
 
 
 def test_each_slice_of_any_image_is_convolved_as_in_two_dimensions():
@@ -183,6 +221,37 @@ def test_an_additional_residual_block_is_one_more_activation():
 
 
 @KINDS
+def test_additional_convolutions_of_the_decoder_pass_on_what_the_checkpoints_gave(kind):
+    trained, target, ledger = carried(architecture(kind, decoder=[1, 1]), architecture(kind, decoder=[2, 2]))
+    found: dict[str, torch.Tensor] = {}
+    trained.decoder.stages[0].register_forward_hook(lambda *call: found.update(before=call[2]))
+    target.decoder.stages[0].register_forward_hook(lambda *call: found.update(after=call[2]))
+    image = volume()
+    trained(image), target(image)
+    unit = target.decoder.stages[0].convs[1]
+    normed = F.instance_norm(found["before"], weight=unit.norm.weight, bias=unit.norm.bias)
+    close(found["after"], F.leaky_relu(normed, 0.01))
+    text = (
+        "2 blocks for the checkpoint's 1: the others start by passing features on, a plain one normalised, a residual "
+    )
+    assert ledger.limits == {text + "one through another activation": ["decoder at stage 0", "decoder at stage 1"]}
+    passing = [line.name for line in ledger.lines if line.why.endswith("passes its input on")]
+    assert passing == [f"decoder.stages.{stage}.convs.1.conv.weight" for stage in (0, 1)]
+
+
+@KINDS
+def test_fewer_convolutions_of_the_decoder_keep_those_that_stay(kind):
+    trained, target, ledger = carried(architecture(kind, decoder=[2, 1]), architecture(kind, decoder=[1, 1]))
+    gone = list(trained.decoder.stages[0].convs[1].parameters())
+    del trained.decoder.stages[0].convs[1]
+    image = volume()
+    close(without_heads(target)(image), without_heads(trained)(image))
+    text = "1 of the checkpoint's 2 blocks: the features of these are as they were"
+    assert ledger.limits == {text: ["decoder at stage 1"]}
+    assert sum(ledger.unused.values()) == sum(parameter.numel() for parameter in gone)
+
+
+@KINDS
 def test_fewer_blocks_keep_the_features_of_those_that_stay(kind):
     trained, target, ledger = carried(architecture(kind, blocks=[3, 2, 2]), architecture(kind, blocks=[2, 2, 2]))
     image, stage = volume(), trained.encoder.stages[0]
@@ -210,6 +279,63 @@ def test_wider_stages_give_the_old_channels_when_asked_to(kind):
     assert not ledger.limits
     assert 0.5 < ledger.coverage < 1
     assert ledger.share("encoder stage 2", "adapted") > 0
+
+
+BATCH = {"norm_op": "torch.nn.BatchNorm3d", "norm_op_kwargs": {}}
+
+
+@KINDS
+@pytest.mark.parametrize("features", [(4, 6, 8), (5, 7, 10)])
+def test_a_bias_that_the_target_lacks_moves_into_the_running_mean(kind, features):
+    given = architecture(kind, **BATCH)
+    trained = build(given).double()
+    wanted = build(architecture(kind, features=features, conv_bias=False, **BATCH), seed=1).double()
+    generator = torch.Generator().manual_seed(2)
+    for name, tensor in trained.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    with torch.no_grad():  # nnU-Net's transposed convolutions have no norm that could take their bias
+        for up in trained.decoder.transpconvs:
+            up.bias.zero_()
+    ledger = match(source(given, trained, names(1)), wanted, names(1), resize_widths=True)
+    ledger.apply(wanted)
+    image = volume()
+    for before, after in zip(trained.encoder(image), wanted.encoder(image), strict=True):
+        close(after[:, : before.shape[1]], before)
+    close(without_heads(wanted)(image)[:, :4], without_heads(trained)(image))
+    assert set(ledger.limits) == {"the target has no bias here, the checkpoint has"}  # of the transposed convolutions
+    assert all(name.startswith("decoder.transpconvs") for name in ledger.unused)
+    means = {line.name: line.why for line in ledger.lines if line.name.endswith("running_mean")}
+    whys = {why for name, why in means.items() if ".skip." not in name}  # projections have no bias in any network
+    assert whys == {"less the bias, which the target lacks"}
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "lost"),
+    [
+        ({}, {"norm_op_kwargs": {"affine": False}}, {"norm.weight", "norm.bias", "bias"}),
+        (BATCH, BATCH | {"norm_op_kwargs": {"track_running_stats": False}},
+         {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}),
+    ],
+)  # fmt: skip
+def test_parts_of_a_norm_that_the_target_lacks_are_named(given, wanted, lost):
+    trained, target, ledger = carried(architecture(**given), architecture(conv_bias="bias" not in lost, **wanted))
+    assert {f"the target has no {role} here, the checkpoint has" for role in lost} <= set(ledger.limits)
+    image = volume()
+    assert (trained.encoder(image)[0] - target.encoder(image)[0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("features", "resized"), [((4, 6, 6), (4, 6, 8)), ((4, 6, 8), (4, 8, 8))])
+def test_wider_residual_blocks_that_gain_or_lose_a_projection_are_another_function(features, resized):
+    unstrided = [[1, 1, 1], [2, 2, 2], [1, 1, 1]]
+    given, wanted = (architecture("residual", features=each, strides=unstrided) for each in (features, resized))
+    trained, target, ledger = carried(given, wanted, resize_widths=True)
+    assert ["encoder stage 2"] in ledger.limits.values()
+    image = volume()
+    before, after = trained.encoder(image), target.encoder(image)
+    leading = [maps[:, : each.shape[1]] for each, maps in zip(before, after, strict=True)]
+    close(leading[:2], before[:2])
+    assert (leading[2] - before[2]).abs().max() > 0.1
 
 
 @KINDS
