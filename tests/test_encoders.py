@@ -149,6 +149,16 @@ def test_a_checkpoint_without_channel_names(tmp_path):
     )
 
 
+def test_half_precision_is_shared_without_rounding(tmp_path):
+    network = build(architecture(), 1).bfloat16()
+    torch.save(network.state_dict(), tmp_path / "half.pth")
+    with pytest.warns(UserWarning, match="sum of 1 over 3 channels"):
+        encoder = nnunet_genesis.encoder(tmp_path / "half.pth", channels=["a", "b", "c"])
+    weight = encoder.stages.stages[0][0].convs[0].conv.weight
+    given = network.encoder.stages[0][0].convs[0].conv.weight.float()
+    torch.testing.assert_close(weight.sum(1, keepdim=True), given, rtol=1e-6, atol=1e-6)
+
+
 def test_a_foreign_file(tmp_path):
     torch.save({"state_dict": original_unet3d(4)}, tmp_path / "chest.pt")
     encoder = nnunet_genesis.encoder(str(tmp_path / "chest.pt"))

@@ -58,9 +58,9 @@ def channel_limit(mixture: torch.Tensor, source: Sequence[str]) -> str:
 
 
 def adapt_input_channels(weight: torch.Tensor, mixture: torch.Tensor) -> torch.Tensor:
-    """Convolution weight (out, source channels, *kernel) → (out, target channels, *kernel), same dtype."""
+    """Convolution weight (out, source channels, *kernel) → (out, target channels, *kernel), float32 or double."""
     mixed = torch.einsum("oi...,ti->ot...", weight.double(), mixture.double())
-    return mixed.to(weight.dtype)
+    return mixed.to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def _images(names: Sequence[str]) -> list[int]:
