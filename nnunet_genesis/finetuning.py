@@ -14,7 +14,12 @@ from nnunet_genesis.checkpoint import bare, network_weights, read_checkpoint, sa
 from nnunet_genesis.errors import CheckpointError, TransferError, network_of, one_line
 from nnunet_genesis.files import sha256
 from nnunet_genesis.settings import FineTuningSettings
-from nnunet_genesis.training import check_before_training, refuse_missing_first_stage, volumes_folder
+from nnunet_genesis.training import (
+    check_before_training,
+    refuse_missing_first_stage,
+    refuse_other_networks,
+    volumes_folder,
+)
 
 
 class WarmupPoly(PolyLRScheduler):
@@ -96,12 +101,13 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
         """The plans' network.
 
         Raises:
-            TransferError: nnU-Net cannot build it.
+            TransferError: nnU-Net cannot build it, or it is no U-Net.
         """
         with network_of(f"the plans {plans_manager.plans_name}"):
             network: nn.Module = nnUNetTrainer.build_network_architecture(
                 plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
             )
+        refuse_other_networks(network)
         return network
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:

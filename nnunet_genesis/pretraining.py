@@ -27,7 +27,7 @@ from nnunet_genesis.files import write_json
 from nnunet_genesis.patches import TRAINING, VALIDATION, PatchBatches, corrupted_ahead, load, pad, ranked
 from nnunet_genesis.restoration import RestorationLoss, freeze_unused_heads, mean_errors, restoration_errors
 from nnunet_genesis.settings import PretrainingSettings
-from nnunet_genesis.training import check_before_training, volumes_folder
+from nnunet_genesis.training import check_before_training, refuse_other_networks, volumes_folder
 
 SHEET_ROWS = 4
 EPOCH_LOGS = ("train_losses", "val_losses", "lrs", "epoch_start_timestamps", "epoch_end_timestamps",
@@ -94,12 +94,13 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         """The plans' network with as many outputs as inputs and no deep supervision.
 
         Raises:
-            TransferError: nnU-Net cannot build it.
+            TransferError: nnU-Net cannot build it, or it is no U-Net.
         """
         with network_of(f"the plans {plans_manager.plans_name}"):
             network = nnUNetTrainer.build_network_architecture(
                 plans_manager, configuration_manager, num_input_channels, num_input_channels, False
             )
+        refuse_other_networks(network)
         return freeze_unused_heads(network)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:

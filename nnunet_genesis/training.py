@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from nnunet_genesis.datasets import (
     check_configuration,
     nnunet_folder,
@@ -12,7 +14,7 @@ from nnunet_genesis.datasets import (
     preprocessing_command,
     refuse_cascade,
 )
-from nnunet_genesis.errors import DatasetError
+from nnunet_genesis.errors import DatasetError, TransferError
 
 
 def check_before_training(plans: dict[str, Any], configuration: str, cascade: bool = False) -> None:
@@ -45,6 +47,19 @@ def volumes_folder(plans: dict[str, Any], configuration: str) -> Path:
         command = preprocessing_command(plans, configuration, identifier)
         raise DatasetError(f"There are no preprocessed volumes in {folder}. Run: {command}")
     return folder
+
+
+def refuse_other_networks(network: nn.Module) -> None:
+    """Refuse a network without the parts that both trainers work on.
+
+    Raises:
+        TransferError: It has no encoder, or no decoder with segmentation heads.
+    """
+    if not (hasattr(network, "encoder") and hasattr(getattr(network, "decoder", None), "seg_layers")):
+        raise TransferError(
+            f"The {type(network).__name__} that the plans name has no encoder and decoder as nnU-Net's U-Nets have. "
+            "Plan with PlainConvUNet, ResidualEncoderUNet or nnunet_genesis.unet3d.UNet3D."
+        )
 
 
 def refuse_missing_first_stage(trainer: Any) -> None:

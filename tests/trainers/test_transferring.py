@@ -11,7 +11,7 @@ import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import get_trainer_from_args
 
-from tests.trainers.conftest import CPU, edit_plans, start_finetuning
+from tests.trainers.conftest import CPU, FINETUNE, PRETRAIN, edit_plans, pretraining_plans, start_finetuning
 
 
 def test_transfer_mistakes(transferred: Path, genesis, capsys):
@@ -70,6 +70,15 @@ def test_plans_of_networks_that_cannot_be_built_are_one_line(ready: Path, genesi
         with pytest.raises(SystemExit, match=f"nnunet_genesis: .* the plans {plans} {reason}"):
             stock("nnUNetv2_train", dataset, "3d_fullres", fold, "-tr", f"nnUNetTrainerGenesis{trainer}", "-p", plans,
                   "-device", "cpu")  # fmt: skip
+
+
+def test_other_networks_than_u_nets_are_refused(ready: Path, genesis, stock):
+    for plans in (ready / "nnUNet_preprocessed/Dataset004_Target/nnUNetPlans.json", pretraining_plans(ready)):
+        edit_plans(plans, configurations__3d_fullres__architecture__network_class_name="torch.nn.Identity")
+    assert genesis("transfer", "--from-scratch", "-d", 4, "-c", "3d_fullres") == 0
+    for command in (PRETRAIN, (*FINETUNE[:6], "nnUNetPlans_scratch", *FINETUNE[7:])):
+        with pytest.raises(SystemExit, match="nnunet_genesis: The Identity that the plans name has no encoder"):
+            stock("nnUNetv2_train", *command)
 
 
 @pytest.mark.parametrize("name", ["a/b", "my__plans", "plans_", "_plans", "", ".hidden", "my plans"])
