@@ -161,11 +161,9 @@ def test_fine_tuning(ready_once: Path, nnunet: Path, tmp_path: Path):
     arms = ('{"scratch": true}', '{"scratch": true, "learning_rate": 0.01}', '{"scratch": true, "learning_rate": 0.5}')
     results, printed = run(
         "fine_tuning.py", tmp_path / "results.json", tmp_path / "no.pth", "-d", 4, "--epochs", 1, "--iterations", 3,
-        "--warmup", 0, "--seeds", 0, 1, "--jobs", 2, "--arms", *arms,
+        "--warmup", 0, "--seeds", 0, "--jobs", 2, "--arms", *arms,
     )  # fmt: skip
     scratch, default, fast = (results["dice"][arm] for arm in arms)
     assert scratch == default  # 0.01 is the default, and a seed is the same training in every process
-    assert scratch["0"] != scratch["1"]
     assert scratch != fast
-    mean = sum(scratch.values()) / 2
-    assert f"| `{arms[0]}` | {mean:.3f} ± " in printed
+    assert f"| `{arms[2]}` | {fast['0']:.3f} | " in printed

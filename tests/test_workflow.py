@@ -17,9 +17,8 @@ PICTURES = ("progress.png", "restoration_epoch_0001.png", "restoration_epoch_000
 
 @pytest.mark.parametrize(
     ("template", "configuration", "channels"),
-    [("tiny", "3d_fullres", ("T1",)), ("tiny_resenc", "3d_fullres", ("T1", "T2")), ("tiny", "2d", ("T1",)),
-     ("tiny_resenc", "2d", ("T1",))],
-)  # fmt: skip
+    [("tiny", "3d_fullres", ("T1",)), ("tiny_resenc", "3d_fullres", ("T1", "T2")), ("tiny_resenc", "2d", ("T1",))],
+)
 def test_from_scans_to_predictions(template, configuration, channels, nnunet: Path, make_dataset, genesis, stock):
     make_dataset(4, "Target", 5, channels)
     scans = nnunet / "scans"
