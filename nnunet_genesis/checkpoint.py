@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -24,13 +26,10 @@ from nnunet_genesis.sources import recognise
 from nnunet_genesis.sources.names import without_wrappers
 from nnunet_genesis.transfer import Source
 
-HARMLESS = {
-    "collections": ("OrderedDict",),
-    "numpy": ("ndarray", "dtype"),
-    "numpy.core.multiarray": ("scalar", "_reconstruct"),
-    "numpy._core.multiarray": ("scalar", "_reconstruct"),
-    "numpy._core.numeric": ("_frombuffer",),
-    "_codecs": ("encode",),
+HARMLESS: dict[str, Any] = {
+    "collections.OrderedDict": OrderedDict,
+    "_codecs.encode": codecs.encode,
+    **{name: maker for maker, name in stand_ins()},
 }
 """What a file of plans of nnU-Net v1 may ask for: containers and numbers."""
 
@@ -64,7 +63,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
             zipfile.BadZipFile) as error:  # fmt: skip
         raise CheckpointError(
-            f"{path} cannot be read; it is cut off or no checkpoint ({' '.join(str(error).split())[:120]})."
+            f"{path} cannot be read; it is cut off or no checkpoint ({' '.join(str(error).split())[:80]}). Copy or "
+            "download it again."
         ) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint.")
@@ -82,7 +82,7 @@ def _refuse_other_kinds(path: Path) -> None:
         inside = [found for pattern in ("*", "*/*") for found in path.glob(pattern) if found.suffix in ENDINGS]
         raise CheckpointError(f"{path} is a folder. {_choice(sorted(str(found) for found in inside))}")
     if not path.is_file():
-        raise CheckpointError(f"The checkpoint {path} does not exist.")
+        raise CheckpointError(f"The checkpoint {path} does not exist. Check the path.")
     with path.open("rb") as stream:
         if stream.read(4) == b"\x89HDF":
             raise CheckpointError(
@@ -118,7 +118,7 @@ def _refusal(reason: str) -> str:
         return f"is refused: reading it would run code that it names ({_named_global(reason)}). {only}"
     if foreign := re.search(r"but got <class '([\w.]+)'>", reason):
         return f"is refused: it holds a {foreign[1]}. {only}"
-    return "is not a checkpoint of PyTorch."
+    return "is not a checkpoint of PyTorch. Name a .pth, .pt, .model or .safetensors file."
 
 
 def _refuse_damage(path: Path) -> None:
@@ -195,9 +195,9 @@ class _ForeignGlobalError(pickle.UnpicklingError):
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if name not in HARMLESS.get(module, ()):
+        if f"{module}.{name}" not in HARMLESS:
             raise _ForeignGlobalError(f"{module}.{name}")
-        return super().find_class(module, name)
+        return HARMLESS[f"{module}.{name}"]
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import nn
 
 from nnunet_genesis.checkpoint import bare, network_weights, read_checkpoint, save_plain, versions
-from nnunet_genesis.errors import CheckpointError, TransferError, network_of, one_line
+from nnunet_genesis.errors import CheckpointError, TransferError, one_line
 from nnunet_genesis.files import sha256
 from nnunet_genesis.settings import FineTuningSettings
 from nnunet_genesis.training import (
+    build_unet,
     check_before_training,
     refuse_missing_first_stage,
-    refuse_other_networks,
     volumes_folder,
 )
 
@@ -47,6 +46,8 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
     Everything but start, length and learning rate is nnU-Net's. A fresh training refuses to start when the weights
     are missing, altered or do not fit; a resumed one, validation and prediction never need them.
     """
+
+    build_network_architecture = staticmethod(build_unet)
 
     def __init__(
         self,
@@ -89,26 +90,6 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
             volumes_folder(self.plans_manager.plans, self.configuration_name)
             refuse_missing_first_stage(self)
             super().initialize()
-
-    @staticmethod
-    def build_network_architecture(
-        plans_manager: Any,
-        configuration_manager: Any,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        """The plans' network.
-
-        Raises:
-            TransferError: nnU-Net cannot build it, or it is no U-Net.
-        """
-        with network_of(f"the plans {plans_manager.plans_name}"):
-            network: nn.Module = nnUNetTrainer.build_network_architecture(
-                plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
-            )
-        refuse_other_networks(network)
-        return network
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """Resume: the network is this training's own from here on."""

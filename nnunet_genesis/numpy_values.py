@@ -1,4 +1,4 @@
-"""Numpy's scalars and arrays in a checkpoint, made by stand-ins: numpy's own makers believe whatever a file says."""
+"""Numpy's scalars and arrays in a file, made by stand-ins: numpy's own makers believe whatever a file says."""
 
 from __future__ import annotations
 
@@ -50,9 +50,14 @@ def _scalar(kind: Kind, content: bytes) -> Any:
     return np.ndarray((), kind.dtype, content)[()]
 
 
+def _frombuffer(content: bytes, kind: Kind, shape: tuple[int, ...], order: Any) -> Any:
+    return np.frombuffer(content, kind.dtype).reshape(shape, order=order)
+
+
 def stand_ins() -> list[Any]:
     """What reads numpy's values, for `torch.serialization.safe_globals`; numpy 1 wrote other names than numpy 2."""
-    makers = [(made, f"numpy.{place}.multiarray.{name}") for place in ("core", "_core")
-              for made, name in ((_scalar, "scalar"), (_reconstruct, "_reconstruct"))]  # fmt: skip
+    makers = [(_scalar, "multiarray.scalar"), (_reconstruct, "multiarray._reconstruct"),
+              (_frombuffer, "numeric._frombuffer")]  # fmt: skip
+    named = [(maker, f"numpy.{core}.{name}") for core in ("core", "_core") for maker, name in makers]
     # an empty array is written with a call of bytes
-    return [*makers, (Array, "numpy.ndarray"), (Kind, "numpy.dtype"), (bytes, "builtins.bytes")]
+    return [*named, (Array, "numpy.ndarray"), (Kind, "numpy.dtype"), (bytes, "builtins.bytes")]

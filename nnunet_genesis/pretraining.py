@@ -21,13 +21,13 @@ from torch import autocast, nn
 from nnunet_genesis.checkpoint import bare, plain, save_plain, versions
 from nnunet_genesis.corruption import Recipe, compile_loops, corrupt
 from nnunet_genesis.datasets import channel_names
-from nnunet_genesis.errors import DatasetError, network_of, one_line
+from nnunet_genesis.errors import DatasetError, one_line
 from nnunet_genesis.figures import pretraining_progress, restoration_sheet
 from nnunet_genesis.files import write_json
 from nnunet_genesis.patches import TRAINING, VALIDATION, PatchBatches, corrupted_ahead, load, pad, ranked
 from nnunet_genesis.restoration import RestorationLoss, freeze_unused_heads, mean_errors, restoration_errors
 from nnunet_genesis.settings import PretrainingSettings
-from nnunet_genesis.training import check_before_training, refuse_other_networks, volumes_folder
+from nnunet_genesis.training import build_unet, check_before_training, volumes_folder
 
 SHEET_ROWS = 4
 EPOCH_LOGS = ("train_losses", "val_losses", "lrs", "epoch_start_timestamps", "epoch_end_timestamps",
@@ -96,11 +96,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         Raises:
             TransferError: nnU-Net cannot build it, or it is no U-Net.
         """
-        with network_of(f"the plans {plans_manager.plans_name}"):
-            network = nnUNetTrainer.build_network_architecture(
-                plans_manager, configuration_manager, num_input_channels, num_input_channels, False
-            )
-        refuse_other_networks(network)
+        network = build_unet(plans_manager, configuration_manager, num_input_channels, num_input_channels, False)
         return freeze_unused_heads(network)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:

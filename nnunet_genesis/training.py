@@ -14,7 +14,7 @@ from nnunet_genesis.datasets import (
     preprocessing_command,
     refuse_cascade,
 )
-from nnunet_genesis.errors import DatasetError, TransferError
+from nnunet_genesis.errors import DatasetError, TransferError, network_of
 
 
 def check_before_training(plans: dict[str, Any], configuration: str, cascade: bool = False) -> None:
@@ -49,17 +49,22 @@ def volumes_folder(plans: dict[str, Any], configuration: str) -> Path:
     return folder
 
 
-def refuse_other_networks(network: nn.Module) -> None:
-    """Refuse a network without the parts that both trainers work on.
+def build_unet(plans_manager: Any, *arguments: Any, **options: Any) -> nn.Module:
+    """The network that nnU-Net builds from plans; takes what nnU-Net's `build_network_architecture` takes.
 
     Raises:
-        TransferError: It has no encoder, or no decoder with segmentation heads.
+        TransferError: nnU-Net cannot build it, or it lacks the parts that both trainers work on.
     """
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    with network_of(f"the plans {plans_manager.plans_name}"):
+        network: nn.Module = nnUNetTrainer.build_network_architecture(plans_manager, *arguments, **options)
     if not (hasattr(network, "encoder") and hasattr(getattr(network, "decoder", None), "seg_layers")):
         raise TransferError(
             f"The {type(network).__name__} that the plans name has no encoder and decoder as nnU-Net's U-Nets have. "
             "Plan with PlainConvUNet, ResidualEncoderUNet or nnunet_genesis.unet3d.UNet3D."
         )
+    return network
 
 
 def refuse_missing_first_stage(trainer: Any) -> None:
