@@ -29,6 +29,7 @@ from nnunet_genesis.transfer import Source
 HARMLESS: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     "_codecs.encode": codecs.encode,
+    "__builtin__.bytes": bytes,  # what old protocols call it
     **{name: maker for maker, name in stand_ins()},
 }
 """What a file of plans of nnU-Net v1 may ask for: containers and numbers."""

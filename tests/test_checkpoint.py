@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -13,7 +14,15 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_genesis.checkpoint import bare, network_weights, plain, read_checkpoint, read_source, save_plain
+from nnunet_genesis.checkpoint import (
+    bare,
+    network_weights,
+    plain,
+    read_checkpoint,
+    read_plain_pickle,
+    read_source,
+    save_plain,
+)
 from nnunet_genesis.errors import CheckpointError
 from nnunet_genesis.numpy_values import Array, Kind
 from tests.transfer.networks import architecture, build
@@ -215,3 +224,22 @@ def test_plain_keeps_structure():
     nested = {"a": [np.float32(1), (np.int64(2), "b")], "t": None}
     assert plain(nested) == {"a": [1.0, (2, "b")], "t": None}
     assert type(plain(nested)["a"][1][0]) is int
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_in_a_plain_pickle_arrive_as_they_were(tmp_path: Path, protocol, order):
+    values = {
+        "table": np.array([[1, 2, 3], [4, 5, 6]], order=order),
+        "swapped": np.array([1.5, -2], ">f4"),
+        "empty": np.zeros((0, 2)),
+        "scalar": np.float32(0.25),
+    }
+    path = tmp_path / "plans.pkl"
+    path.write_bytes(pickle.dumps(values, protocol))
+    for name, read in read_plain_pickle(path).items():
+        np.testing.assert_array_equal(read, values[name])
+        assert read.dtype.newbyteorder("=") == values[name].dtype.newbyteorder("=")
+    path.write_bytes(pickle.dumps({"objects": np.array([None])}, protocol))
+    with pytest.raises(CheckpointError, match="object"):
+        read_plain_pickle(path)
