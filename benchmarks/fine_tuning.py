@@ -1,7 +1,7 @@
 """Which fine-tuning keeps what pre-training learned? Trains every arm with several seeds, reports Dice on fold 0.
 
     python benchmarks/fine_tuning.py CHECKPOINT -d 4 -p nnUNetPlans --epochs 10 --iterations 100 --seeds 0 1 2 \
-        --arms '{"scratch": true}' '{}' '{"encoder_rate": 0.1}' '{"frozen_encoder": 2}' '{"learning_rate": 0.003}'
+        --arms '{"scratch": true}' '{}' '{"encoder_lr_scale": 0.1}' '{"freeze_epochs": 2}' '{"learning_rate": 0.003}'
 
 An arm is a block of fine-tuning settings on top of the common ones, with `"scratch": true` for random initial weights.
 The folds are nnU-Net's (`splits_final.json`), and so are training and final validation, but for two savings: two
@@ -28,11 +28,11 @@ import numpy as np
 import torch
 from measuring import add_device
 
-from nnunet_genesis.checkpoint import versions
-from nnunet_genesis.datasets import dataset_name
+from nnunet_genesis.checkpoints.reading import versions
 from nnunet_genesis.files import read_json, write_json
-from nnunet_genesis.locations import trainers_folder
-from nnunet_genesis.transferring import transfer
+from nnunet_genesis.nnunet_dataset import dataset_name
+from nnunet_genesis.resources import trainers_folder
+from nnunet_genesis.transfer.into_plans import transfer
 
 TRAINER = "nnUNetTrainerGenesisFinetune"
 

@@ -30,9 +30,9 @@ import torch
 from measuring import add_device, facts, machine, size, smooth_volume, synchronize, table
 
 from nnunet_genesis import cli
-from nnunet_genesis.datasets import dataset_name, read_dataset_json, read_plans
 from nnunet_genesis.errors import GenesisError
 from nnunet_genesis.files import write_json
+from nnunet_genesis.nnunet_dataset import dataset_name, read_dataset_json, read_plans
 from nnunet_genesis.planning import PLANS_NAME
 
 SYNTHETIC = 999
@@ -114,7 +114,7 @@ def genesis(*words: Any) -> None:
 
 def make_trainer(options: argparse.Namespace, device: torch.device) -> Any:
     """The trainer, ready for its first step, with its network on the device (compiled on a GPU, as nnU-Net does)."""
-    from nnunet_genesis.pretraining import nnUNetTrainerGenesisPretrain
+    from nnunet_genesis.pretraining.trainer import nnUNetTrainerGenesisPretrain
 
     name = dataset_name(options.d)
     plans = read_plans(name, options.p) | {"continue_training": False}

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from measuring import add_device
 
-from nnunet_genesis.checkpoint import versions
+from nnunet_genesis.checkpoints.reading import versions
 from nnunet_genesis.corruption import RECIPES, Recipe
-from nnunet_genesis.datasets import dataset_name, read_dataset_json, read_plans
 from nnunet_genesis.files import write_json
+from nnunet_genesis.nnunet_dataset import dataset_name, read_dataset_json, read_plans
 
 
 def recipe_of(text: str) -> Recipe:
@@ -45,7 +45,7 @@ def tests() -> dict[str, Recipe]:
 
 def pretrained(chosen: argparse.Namespace, recipe: Recipe, seed: int) -> dict[str, dict[str, float]]:
     """Errors of one network on every test."""
-    from nnunet_genesis.pretraining import nnUNetTrainerGenesisPretrain
+    from nnunet_genesis.pretraining.trainer import nnUNetTrainerGenesisPretrain
 
     dataset = dataset_name(chosen.d)
     plans = read_plans(dataset, chosen.p)

@@ -13,8 +13,8 @@ from stratified import BATCH, batches_of
 from torch import nn
 
 from nnunet_genesis.corruption import RECIPES, Drawn
-from nnunet_genesis.patches import corrupted_on
-from nnunet_genesis.restoration import RestorationLoss
+from nnunet_genesis.pretraining.loss import RestorationLoss
+from nnunet_genesis.pretraining.patches import corrupted_on
 
 STOCK_PATCH, STOCK_FEATURES = (128, 128, 128), (32, 64, 128, 256, 320, 320)
 WARM_UP = 5

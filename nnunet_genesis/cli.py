@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_genesis.cli_settings import add_flags, given
 from nnunet_genesis.errors import GenesisError
-from nnunet_genesis.flags import add_flags, given
 
 LEFT_OUT = 2
 """Exit code when the work was done but for some cases."""
@@ -89,8 +89,8 @@ def _add_import(commands: Any) -> None:
 
 
 def _import(chosen: argparse.Namespace) -> int:
-    from nnunet_genesis.datasets import nnunet_folder
-    from nnunet_genesis.volumes import import_scans
+    from nnunet_genesis.importing.into_dataset import import_scans
+    from nnunet_genesis.nnunet_dataset import nnunet_folder
 
     report = import_scans(
         chosen.sources, nnunet_folder("nnUNet_raw"), chosen.d, chosen.n, chosen.channels.split(","), link=chosen.link,
@@ -132,7 +132,7 @@ def _add_plan(commands: Any) -> None:
 
 def _plan(chosen: argparse.Namespace) -> int:
     from nnunet_genesis.corruption import RECIPES, Recipe
-    from nnunet_genesis.datasets import dataset_name
+    from nnunet_genesis.nnunet_dataset import dataset_name
     from nnunet_genesis.planning import plan_from_template, plan_like
     from nnunet_genesis.settings import PretrainingSettings
 
@@ -166,7 +166,7 @@ def _add_preprocess(commands: Any) -> None:
 
 
 def _preprocess(chosen: argparse.Namespace) -> int:
-    from nnunet_genesis.datasets import dataset_name
+    from nnunet_genesis.nnunet_dataset import dataset_name
     from nnunet_genesis.preprocessing import preprocess
 
     code = 0
@@ -190,10 +190,10 @@ def _add_inspect(commands: Any) -> None:
 
 
 def _inspect(chosen: argparse.Namespace) -> int:
-    from nnunet_genesis.checkpoint import read_source
+    from nnunet_genesis.checkpoints.reading import read_pretrained
     from nnunet_genesis.files import sha256
 
-    source = read_source(chosen.checkpoint)
+    source = read_pretrained(chosen.checkpoint)
     for label, text in (source.facts() | {"SHA-256": sha256(chosen.checkpoint)}).items():
         print(f"{label + ':':<15} {text}")
     for note in source.notes:
@@ -222,8 +222,8 @@ def _add_preview(commands: Any) -> None:
 
 
 def _preview(chosen: argparse.Namespace) -> int:
-    from nnunet_genesis.datasets import dataset_name
-    from nnunet_genesis.preview import preview
+    from nnunet_genesis.nnunet_dataset import dataset_name
+    from nnunet_genesis.pretraining.preview import preview
 
     dataset = dataset_name(chosen.d)
     drawn = preview(
@@ -237,7 +237,7 @@ def _preview(chosen: argparse.Namespace) -> int:
 
 def _add_transfer(commands: Any) -> None:
     from nnunet_genesis.settings import FineTuningSettings
-    from nnunet_genesis.transferring import MIN_COVERAGE, SCHEDULE
+    from nnunet_genesis.transfer.into_plans import MIN_COVERAGE, SCHEDULE
 
     parser = _command(
         commands,
@@ -264,9 +264,9 @@ def _add_transfer(commands: Any) -> None:
 
 
 def _transfer(chosen: argparse.Namespace) -> int:
-    from nnunet_genesis.datasets import dataset_name
+    from nnunet_genesis.nnunet_dataset import dataset_name
     from nnunet_genesis.settings import FineTuningSettings
-    from nnunet_genesis.transferring import transfer
+    from nnunet_genesis.transfer.into_plans import transfer
 
     if (chosen.checkpoint is None) == (not chosen.from_scratch):
         raise GenesisError("Name a checkpoint, or --from-scratch for the control arm, and not both.")
@@ -308,7 +308,7 @@ def _add_export(commands: Any) -> None:
 
 
 def _export(chosen: argparse.Namespace) -> int:
-    from nnunet_genesis.exporting import export
+    from nnunet_genesis.export import export
 
     print("Both models predict on the CPU, to be compared: minutes for a large network.", flush=True)
     done = export(chosen.folder, chosen.chk)
@@ -335,7 +335,7 @@ def _add_trainers(commands: Any) -> None:
 
 
 def _trainers(_: argparse.Namespace) -> int:
-    from nnunet_genesis.locations import trainers_folder
+    from nnunet_genesis.resources import trainers_folder
 
     print(trainers_folder())
     return 0

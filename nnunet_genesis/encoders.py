@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnunet_genesis.checkpoint import read_source
+from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.errors import CheckpointError, TransferError
+from nnunet_genesis.networks.tied_names import effective, name_groups
+from nnunet_genesis.networks.wording import times
 from nnunet_genesis.transfer.channels import adapt_input_channels, channel_mixture
-from nnunet_genesis.transfer.names import effective, name_groups
-from nnunet_genesis.transfer.words import times
 
 HIDDEN = 1024
 """Width of the classifier's hidden layer in Models Genesis (Zhou et al., Medical Image Analysis 2021)."""
@@ -123,7 +123,7 @@ def load_encoder(checkpoint: str | Path, channels: Sequence[str] | None = None, 
         TransferError: `channels` is empty.
     """
     path = Path(checkpoint)
-    source = read_source(path)
+    source = read_pretrained(path)
     theirs = source.channel_labels
     ours = theirs if channels is None else list(channels)
     if not ours or isinstance(channels, str):
@@ -140,7 +140,7 @@ def load_encoder(checkpoint: str | Path, channels: Sequence[str] | None = None, 
 
 
 def _fresh(architecture: Mapping[str, Any], channels: int) -> nn.Module:
-    """The encoder of the network that nnU-Net builds and initialises; `read_source` has checked what is named in it."""
+    """The encoder of the network that nnU-Net builds and initialises; what is named in it was checked on reading."""
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
     network: Any = get_network_from_plans(

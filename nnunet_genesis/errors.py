@@ -28,6 +28,12 @@ class TransferError(GenesisError):
     """Weights of a checkpoint do not fit the target network."""
 
 
+def reason(error: object, most: int = 200) -> str:
+    """What an exception says, for use within a message: one line of at most `most` printable characters."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return "".join(character if character.isprintable() else "?" for character in line)[:most]
+
+
 @contextmanager
 def one_line() -> Iterator[None]:
     """End the process with one line and exit code 1 where a GenesisError occurs.
@@ -55,7 +61,5 @@ def network_of(plans: str) -> Iterator[None]:
             warnings.filterwarnings("ignore", "Network class .* not found")  # the error says it too
             yield
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise TransferError(
-            f"nnU-Net cannot build the network of {plans} ({reason}). Correct the plans file."
-        ) from None
+        why = reason(f"{type(error).__name__}: {error}", 300)
+        raise TransferError(f"nnU-Net cannot build the network of {plans} ({why}). Correct the plans file.") from None

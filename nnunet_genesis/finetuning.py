@@ -9,16 +9,17 @@ import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_genesis.checkpoint import bare, network_weights, read_checkpoint, save_plain, versions
-from nnunet_genesis.errors import CheckpointError, TransferError, one_line
+from nnunet_genesis.checkpoints.reading import network_weights, read_checkpoint
+from nnunet_genesis.checkpoints.saving import save_plain, versions
+from nnunet_genesis.errors import CheckpointError, TransferError, one_line, reason
 from nnunet_genesis.files import sha256
-from nnunet_genesis.settings import FineTuningSettings
-from nnunet_genesis.training import (
-    build_unet,
+from nnunet_genesis.networks.build import build_unet, unwrap
+from nnunet_genesis.preflight import (
     check_before_training,
     refuse_missing_first_stage,
     volumes_folder,
 )
+from nnunet_genesis.settings import FineTuningSettings
 
 
 class WarmupPoly(PolyLRScheduler):
@@ -36,7 +37,7 @@ class WarmupPoly(PolyLRScheduler):
         rest, encoder = self.optimizer.param_groups
         if epoch < self.settings.warmup:
             rest["lr"] = self.initial_lr * (epoch + 1) / (self.settings.warmup + 1)
-        encoder["lr"] = rest["lr"] * self.settings.encoder_rate * (epoch >= self.settings.frozen_encoder)
+        encoder["lr"] = rest["lr"] * self.settings.encoder_lr_scale * (epoch >= self.settings.freeze_epochs)
         self._last_lr = [rest["lr"], encoder["lr"]]
 
 
@@ -70,7 +71,7 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         """nnU-Net's optimiser, with a group for the encoder; its schedule after a warm-up."""
         optimizer, _ = super().configure_optimizers()
-        encoder = list(bare(self.network).encoder.parameters())  # type: ignore[union-attr]
+        encoder = list(unwrap(self.network).encoder.parameters())  # type: ignore[union-attr]
         within = {id(parameter) for parameter in encoder}
         (group,) = optimizer.param_groups
         group["params"] = [parameter for parameter in group["params"] if id(parameter) not in within]
@@ -79,7 +80,7 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
 
     def on_train_epoch_start(self) -> None:
         """As in nnU-Net; an encoder that thaws starts without the momentum of the gradients that it did not follow."""
-        if self.current_epoch == self.settings.frozen_encoder > 0:
+        if self.current_epoch == self.settings.freeze_epochs > 0:
             for parameter in self.optimizer.param_groups[1]["params"]:
                 self.optimizer.state.pop(parameter, None)
         super().on_train_epoch_start()
@@ -128,10 +129,11 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
         if not self.was_initialized:
             self.initialize()
         try:
-            bare(self.network).load_state_dict(weights, strict=True)
+            unwrap(self.network).load_state_dict(weights, strict=True)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise TransferError(f"The transferred weights {path} do not fit this network: {reason}. {again}") from None
+            raise TransferError(
+                f"The transferred weights {path} do not fit this network: {reason(error, 300)}. {again}"
+            ) from None
         self.print_to_log_file(
             f"Starting from {self.settings.source} (SHA-256 {self.settings.source_sha256[:12]}…): "
             f"{self.settings.coverage:.1%} of the parameters, segmentation heads aside, come from it."

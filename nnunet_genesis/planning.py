@@ -9,7 +9,9 @@ from typing import Any
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from nnunet_genesis.datasets import (
+from nnunet_genesis.errors import DatasetError
+from nnunet_genesis.files import read_json, write_json
+from nnunet_genesis.nnunet_dataset import (
     channel_names,
     has_labels,
     new_plans_file,
@@ -17,9 +19,7 @@ from nnunet_genesis.datasets import (
     read_dataset_json,
     read_plans,
 )
-from nnunet_genesis.errors import DatasetError
-from nnunet_genesis.files import read_json, write_json
-from nnunet_genesis.locations import plans_folder
+from nnunet_genesis.resources import plans_folder
 from nnunet_genesis.settings import PretrainingSettings
 
 PLANS_NAME = "nnUNetGenesisPlans"

@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nnunet_genesis.datasets import (
+from nnunet_genesis.errors import DatasetError, reason
+from nnunet_genesis.files import read_json, write_json
+from nnunet_genesis.importing.read import check_nifti
+from nnunet_genesis.nnunet_dataset import (
     has_labels,
     preprocessed_folder,
     preprocessing_command,
@@ -21,11 +24,8 @@ from nnunet_genesis.datasets import (
     read_plans,
     refuse_cascade,
 )
-from nnunet_genesis.errors import DatasetError
-from nnunet_genesis.files import read_json, write_json
+from nnunet_genesis.parallel import each_case
 from nnunet_genesis.planning import raw_cases
-from nnunet_genesis.scan_images import check_nifti
-from nnunet_genesis.workers import each_case
 
 ENDINGS = ("_seg.b2nd", ".pkl", ".b2nd")
 """The files of a case, in the order in which they get their final names: nnU-Net lists cases by `.b2nd`."""
@@ -110,7 +110,7 @@ def _work(jobs: list[Job], report: PreprocessingReport, processes: int, progress
     with tqdm(total=len(jobs), desc=f"Preprocessing {report.folder.name}", unit="case", disable=not progress) as bar:
         for job, result in each_case(preprocess_case, jobs, processes):
             if isinstance(result, Exception):
-                report.failed[job.case] = " ".join(f"{result}".split()) or type(result).__name__
+                report.failed[job.case] = reason(result)
             else:
                 report.written += 1
             bar.update()

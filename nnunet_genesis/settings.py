@@ -8,7 +8,7 @@ from typing import Any
 
 from nnunet_genesis.corruption import RECIPES, Recipe, read_recipe
 from nnunet_genesis.errors import SettingsError
-from nnunet_genesis.validated import Settings, setting
+from nnunet_genesis.settings_base import Settings, setting
 
 DEFAULT_RECIPE = "paper"
 
@@ -66,9 +66,15 @@ class FineTuningSettings(Settings):
         50, "epochs in which the learning rate rises linearly: by default a twentieth of all, at most", at_least=0
     )
     learning_rate: float = setting(1e-2, "SGD's learning rate after warm-up; it falls to 0 (poly)", above=0)
-    frozen_encoder: int = setting(0, "epochs in which stem and encoder stay as transferred", at_least=0)
-    encoder_rate: float = setting(
-        1.0, "learning rate of stem and encoder, as share of that of the other layers", above=0, at_most=1
+    freeze_epochs: int = setting(
+        0, "epochs in which stem and encoder stay as transferred", at_least=0, formerly="frozen_encoder"
+    )
+    encoder_lr_scale: float = setting(
+        1.0,
+        "learning rate of stem and encoder, as share of that of the other layers",
+        above=0,
+        at_most=1,
+        formerly="encoder_rate",
     )
     weights: str = setting("", 'file of weights beside the plans; "" trains from scratch (control arm)')
     sha256: str = setting("", "digest of that file")
@@ -79,7 +85,7 @@ class FineTuningSettings(Settings):
     def __post_init__(self) -> None:
         """Check the fields, also against each other."""
         super().__post_init__()
-        for name in ("warmup", "frozen_encoder"):
+        for name in ("warmup", "freeze_epochs"):
             if getattr(self, name) >= self.epochs:
                 raise SettingsError(f'"{name}" ({getattr(self, name)}) must be below "epochs" ({self.epochs}).')
 

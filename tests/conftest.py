@@ -20,7 +20,7 @@ import SimpleITK as sitk
 import torch
 
 from nnunet_genesis import cli
-from nnunet_genesis.locations import trainers_folder
+from nnunet_genesis.resources import trainers_folder
 
 REPOSITORY = Path(__file__).parents[1]
 torch.set_num_threads(1)  # patches this small gain nothing from a second one

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from nnunet_genesis.corruption import RECIPES
-from nnunet_genesis.locations import plans_folder
+from nnunet_genesis.resources import plans_folder
 from tests.conftest import REPOSITORY, shrink_plans
 
 STAND_IN = """

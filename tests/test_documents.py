@@ -20,9 +20,9 @@ import pytest
 import torch
 
 from nnunet_genesis.cli import build_parser
+from nnunet_genesis.cli_settings import add_flags
 from nnunet_genesis.corruption import RECIPES, Recipe, corrupt, corrupt_batch, draw, to_restore
 from nnunet_genesis.corruption.corruption import Corruption
-from nnunet_genesis.flags import add_flags
 from nnunet_genesis.settings import PretrainingSettings
 
 REPOSITORY = Path(__file__).parents[1]

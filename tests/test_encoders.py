@@ -13,7 +13,7 @@ from torch import nn
 import nnunet_genesis
 from nnunet_genesis.errors import CheckpointError, GenesisError, TransferError
 from nnunet_genesis.unet3d import UNet3D
-from tests.sources.replicas import original_unet3d
+from tests.checkpoints.replicas import original_unet3d
 from tests.transfer.networks import architecture, build, periodic
 
 KINDS = ["plain 3D", "plain 2D", "residual 3D", "residual 2D", "UNet3D"]

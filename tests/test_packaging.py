@@ -15,7 +15,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 import nnunet_genesis
-from nnunet_genesis.locations import plans_folder, trainers_folder
+from nnunet_genesis.resources import plans_folder, trainers_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOORSTEPS = sorted((REPOSITORY / "trainers").glob("*.py"))
@@ -144,7 +144,7 @@ def test_wheel_holds_package_trainers_and_plans(tmp_path):
     trainers = {f"nnunet_genesis/_trainers/{path.name}" for path in DOORSTEPS}
     plans = {f"nnunet_genesis/_plans/{name}.json" for name in TEMPLATES}
     assert {name for name in names if not name.endswith("py.typed")} == modules | trainers | plans
-    program = "from nnunet_genesis.locations import *; print(trainers_folder(), plans_folder(), sep='\\n')"
+    program = "from nnunet_genesis.resources import *; print(trainers_folder(), plans_folder(), sep='\\n')"
     shown = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path / "installed", capture_output=True, text=True, check=True
     )

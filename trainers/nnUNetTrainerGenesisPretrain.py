@@ -1,3 +1,3 @@
 """Pre-train on unlabeled scans: restore corrupted patches; settings come from plans["genesis"]."""
 
-from nnunet_genesis.pretraining import nnUNetTrainerGenesisPretrain as nnUNetTrainerGenesisPretrain
+from nnunet_genesis.pretraining.trainer import nnUNetTrainerGenesisPretrain as nnUNetTrainerGenesisPretrain

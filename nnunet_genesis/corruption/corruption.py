@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 from typing_extensions import Self
 
-from nnunet_genesis.validated import Settings, setting
+from nnunet_genesis.settings_base import Settings, setting
 
 
 class Drawing(ABC):

@@ -13,7 +13,7 @@ from torch import Tensor
 from nnunet_genesis.corruption.boxes import Box, draw_box, grown, shrunk, union, union_share
 from nnunet_genesis.corruption.compiled import fill_with_noise
 from nnunet_genesis.corruption.corruption import Corruption, Drawing
-from nnunet_genesis.validated import setting
+from nnunet_genesis.settings_base import setting
 
 _SEEDS = 2**63
 

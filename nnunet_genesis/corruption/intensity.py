@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nnunet_genesis.corruption.compiled import map_piecewise
 from nnunet_genesis.corruption.corruption import Corruption, Drawing
-from nnunet_genesis.validated import setting
+from nnunet_genesis.settings_base import setting
 
 KNOTS = 1024
 _SPANS = (1e-30, 1e38)

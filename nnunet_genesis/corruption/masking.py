@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nnunet_genesis.corruption.corruption import Corruption, Drawing
-from nnunet_genesis.validated import setting
+from nnunet_genesis.settings_base import setting
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from nnunet_genesis.corruption.intensity import Intensity
 from nnunet_genesis.corruption.masking import Masking
 from nnunet_genesis.corruption.shuffling import Shuffling
 from nnunet_genesis.errors import SettingsError
-from nnunet_genesis.validated import Settings, setting
+from nnunet_genesis.settings_base import Settings, setting
 
 
 @dataclass(frozen=True)

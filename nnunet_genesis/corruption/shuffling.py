@@ -15,7 +15,7 @@ from torch import Tensor
 from nnunet_genesis.corruption.boxes import voxels_of
 from nnunet_genesis.corruption.compiled import shuffle_windows
 from nnunet_genesis.corruption.corruption import Corruption, Drawing
-from nnunet_genesis.validated import setting
+from nnunet_genesis.settings_base import setting
 
 _SEEDS = 2**63
 _KEY_BITS = 31

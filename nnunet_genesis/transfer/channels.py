@@ -6,11 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-PREVIOUS_STAGE = "previous stage: "
-"""Begins the name of an input channel that holds a label of a cascade's first stage, 0 or 1."""
-
-UNNAMED = "unnamed channel "
-"""Begins the stand-in for the name of a channel that a checkpoint does not name."""
+from nnunet_genesis.networks.pretrained import UNNAMED
+from nnunet_genesis.nnunet_dataset import PREVIOUS_STAGE
 
 
 def channel_mixture(source: Sequence[str], target: Sequence[str]) -> tuple[torch.Tensor, str]:

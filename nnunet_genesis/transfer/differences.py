@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nnunet_genesis.transfer.layout import Layout
-from nnunet_genesis.transfer.words import axes_where, times
+from nnunet_genesis.networks.layout import Layout
+from nnunet_genesis.networks.wording import axes_where, times
 
 
 def differences(given: Layout, wanted: Layout) -> Iterator[tuple[str, str]]:

@@ -8,19 +8,21 @@ import torch
 from torch import nn
 
 from nnunet_genesis.errors import TransferError
-from nnunet_genesis.transfer.architecture import skeleton
-from nnunet_genesis.transfer.carrying import INITIALISED, Outcome, bias_in_norm, carry, start_anew, start_passing_on
+from nnunet_genesis.networks.build import skeleton
+from nnunet_genesis.networks.layout import HEADS, STEM, Layer, Layout, Place, describe
+from nnunet_genesis.networks.pretrained import PretrainedNetwork
+from nnunet_genesis.networks.tied_names import effective
 from nnunet_genesis.transfer.channels import channel_limit, channel_mixture
 from nnunet_genesis.transfer.differences import differences, resampled
-from nnunet_genesis.transfer.layout import HEADS, STEM, Layer, Layout, Place, describe
-from nnunet_genesis.transfer.ledger import Ledger, Line
-from nnunet_genesis.transfer.names import effective
-from nnunet_genesis.transfer.source import Source
+from nnunet_genesis.transfer.layers import INITIALISED, Outcome, bias_in_norm, carry, start_anew, start_passing_on
+from nnunet_genesis.transfer.report import Ledger, Line
 
 NO_TWIN = "no such convolution in the checkpoint's block"
 
 
-def match(source: Source, network: nn.Module, channels: Sequence[str], resize_widths: bool = False) -> Ledger:
+def match(
+    source: PretrainedNetwork, network: nn.Module, channels: Sequence[str], resize_widths: bool = False
+) -> Ledger:
     """Find out what each tensor of a network receives from a source.
 
     Both are described as stem, stages, blocks and convolutions; encoder stages are counterparts by index from the
@@ -78,7 +80,7 @@ def refuse_other_family(given: Layout, wanted: Layout) -> None:
         )
 
 
-def _channel_remark(source: Source, channels: Sequence[str], rule: str) -> list[str]:
+def _channel_remark(source: PretrainedNetwork, channels: Sequence[str], rule: str) -> list[str]:
     """How input channels were matched, unless all have the same names in the same order."""
     theirs, ours = source.channel_labels, ", ".join(channels)
     if [name.casefold() for name in theirs] == [name.casefold() for name in channels]:
@@ -88,7 +90,7 @@ def _channel_remark(source: Source, channels: Sequence[str], rule: str) -> list[
     return [f"input channels {ours} for {', '.join(theirs)}: {rule}"]
 
 
-def _held(layer: Layer, given: Layout, source: Source) -> dict[str, torch.Tensor]:
+def _held(layer: Layer, given: Layout, source: PretrainedNetwork) -> dict[str, torch.Tensor]:
     """The source's tensors of a layer by role, those that it has.
 
     Kernels are taken from the weights: nnU-Net v1 builds decoders with kernels that no architecture block expresses.
@@ -157,7 +159,7 @@ def _limit(ledger: Ledger, text: str, part: str) -> None:
 
 
 def _list_unused(
-    ledger: Ledger, given: Layout, wanted: Layout, held: dict[Place, dict[str, torch.Tensor]], source: Source
+    ledger: Ledger, given: Layout, wanted: Layout, held: dict[Place, dict[str, torch.Tensor]], source: PretrainedNetwork
 ) -> None:
     """Enter the source's tensors that no line uses, under their first names, and those of unknown names."""
     used = {line.name for line in ledger.lines if line.state != INITIALISED}

@@ -12,9 +12,9 @@ import SimpleITK as sitk
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from nnunet_genesis.import_journal import REPORT
-from nnunet_genesis.scan_images import Geometry
-from nnunet_genesis.volumes import ImportReport, import_scans
+from nnunet_genesis.importing.into_dataset import ImportReport, import_scans
+from nnunet_genesis.importing.journal import REPORT
+from nnunet_genesis.importing.read import Geometry
 
 REAL_DATA = Path(__file__).parents[3] / "shared" / "data" / "unlabeled"
 OBLIQUE = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_genesis import volumes
 from nnunet_genesis.errors import DatasetError
-from nnunet_genesis.scan_images import read_scan
+from nnunet_genesis.importing import into_dataset
+from nnunet_genesis.importing.read import read_scan
 from tests.importing.conftest import (
     cut,
     images,
@@ -126,7 +126,7 @@ def test_unexpected_failures_are_reported_and_tried_again(source, raw, monkeypat
             raise MemoryError("too big")
         return read_scan(paths)
 
-    monkeypatch.setattr(volumes, "read_scan", failing)
+    monkeypatch.setattr(into_dataset, "read_scan", failing)
     report = run(raw, source)
     assert (report.imported, the_reason(report)) == (1, "unexpected MemoryError: too big")
     monkeypatch.undo()
@@ -140,7 +140,7 @@ def test_a_full_disk_stops_the_run_and_condemns_no_scan(source, raw, monkeypatch
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(volumes.shutil, "copyfile", full)
+    monkeypatch.setattr(into_dataset.shutil, "copyfile", full)
     with pytest.raises(DatasetError, match=r"could not be written .*No space left.* run the same command again"):
         run(raw, source)
     assert images(raw) == []

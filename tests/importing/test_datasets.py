@@ -11,8 +11,8 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_genesis.errors import DatasetError
-from nnunet_genesis.import_journal import REPORT
-from nnunet_genesis.volumes import import_scans
+from nnunet_genesis.importing.into_dataset import import_scans
+from nnunet_genesis.importing.journal import REPORT
 from tests.importing.conftest import (
     REAL_DATA,
     cut,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_genesis.scan_images import Geometry
+from nnunet_genesis.importing.read import Geometry
 from tests.importing.conftest import (
     LEFT_HANDED,
     OBLIQUE,

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_genesis import files, volumes
-from nnunet_genesis.import_journal import REPORT
-from nnunet_genesis.scan_images import read_scan
+from nnunet_genesis import files
+from nnunet_genesis.importing import into_dataset
+from nnunet_genesis.importing.journal import REPORT
+from nnunet_genesis.importing.read import read_scan
 from tests.importing.conftest import (
     image_file,
     images,
@@ -35,7 +36,7 @@ def test_a_second_run_reads_and_writes_no_scan(source, raw, monkeypatch):
     def never(*_):
         raise AssertionError("a finished scan was read")
 
-    monkeypatch.setattr(volumes, "read_scan", never)
+    monkeypatch.setattr(into_dataset, "read_scan", never)
     second = run(raw, source)
     assert (first.imported, first.already_there) == (3, 0)
     assert (second.imported, second.already_there) == (0, 3)
@@ -85,7 +86,7 @@ def test_a_killed_run_leaves_whole_cases_and_the_next_one_finishes(source, raw, 
         real(start, end)
 
     monkeypatch.setattr(files.os, "replace", dying)
-    monkeypatch.setattr(volumes.Journal, "save", lambda self: None)  # a kill gives no chance to save
+    monkeypatch.setattr(into_dataset.Journal, "save", lambda self: None)  # a kill gives no chance to save
     with pytest.raises(KeyboardInterrupt):
         run(raw, source, channels=channels)
     monkeypatch.undo()
@@ -121,7 +122,7 @@ def test_a_run_interrupted_between_cases_saves_its_report(source, raw, monkeypat
     make(source / "a.nii.gz")
     (source / "b.nii.gz").write_text("hello")
     make(source / "c.nii.gz")
-    real, seen = volumes.read_scan, []
+    real, seen = into_dataset.read_scan, []
 
     def dying(paths):
         seen.append(paths[0].name)
@@ -129,7 +130,7 @@ def test_a_run_interrupted_between_cases_saves_its_report(source, raw, monkeypat
             raise KeyboardInterrupt
         return real(paths)
 
-    monkeypatch.setattr(volumes, "read_scan", dying)
+    monkeypatch.setattr(into_dataset, "read_scan", dying)
     with pytest.raises(KeyboardInterrupt):
         run(raw, source)
     assert list(saved_report(raw)["rejected"]) == [str(source / "b.nii.gz")]

@@ -117,7 +117,7 @@ def test_warmup_then_poly():
 
 
 def test_the_encoder_may_lag_behind():
-    rest, encoder = rates_of(warmup=2, frozen_encoder=3, encoder_rate=0.25)
+    rest, encoder = rates_of(warmup=2, freeze_epochs=3, encoder_lr_scale=0.25)
     assert np.array_equal(rest, rates_of(warmup=2)[0])
     assert np.array_equal(encoder, np.where(np.arange(10) < 3, 0, rest / 4))
 

@@ -16,9 +16,9 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_genesis.patches import TRAINING
-from nnunet_genesis.pretraining import hold_out, nnUNetTrainerGenesisPretrain
-from nnunet_genesis.restoration import RestorationLoss, freeze_unused_heads
+from nnunet_genesis.pretraining.loss import RestorationLoss, freeze_unused_heads
+from nnunet_genesis.pretraining.patches import TRAINING
+from nnunet_genesis.pretraining.trainer import hold_out, nnUNetTrainerGenesisPretrain
 from tests.trainers.conftest import CPU, PRETRAIN, edit_plans, pretraining_plans, results
 from tests.transfer.networks import unet
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnunet_genesis.transfer import Source
-from nnunet_genesis.transfer.architecture import _class
+from nnunet_genesis.networks.build import _class
+from nnunet_genesis.networks.pretrained import PretrainedNetwork
 
 DNA = "dynamic_network_architectures.architectures.unet."
 
@@ -74,8 +74,8 @@ def names(count: int) -> list[str]:
     return [f"channel {i}" for i in range(count)]
 
 
-def source(block: dict[str, Any], network: nn.Module, channels: Sequence[str]) -> Source:
-    return Source(network.state_dict(), block, len(channels), channels)
+def source(block: dict[str, Any], network: nn.Module, channels: Sequence[str]) -> PretrainedNetwork:
+    return PretrainedNetwork(network.state_dict(), block, len(channels), channels)
 
 
 def periodic(network: nn.Module) -> nn.Module:

@@ -17,18 +17,18 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from safetensors.torch import save_file
 from torch import nn
 
-from nnunet_genesis.datasets import read_dataset_json, read_plans
 from nnunet_genesis.finetuning import nnUNetTrainerGenesisFinetune
-from nnunet_genesis.transferring import target_network
-from tests.sources.replicas import (
+from nnunet_genesis.nnunet_dataset import read_dataset_json, read_plans
+from nnunet_genesis.transfer.into_plans import target_network
+from tests.checkpoints.replicas import (
     LUNA16_POOLS,
     generic_unet,
     original_unet3d,
     run_generic_unet,
     run_original_unet3d,
 )
-from tests.sources.test_v2_and_nnssl import nnssl_file
-from tests.test_checkpoint import Trap
+from tests.checkpoints.test_nnunet_v2_and_nnssl import nnssl_file
+from tests.checkpoints.test_reading import Trap
 
 FEATURES = [4, 8, 16, 32, 40, 40]
 TARGET = "nnUNet_preprocessed/Dataset004_Target"

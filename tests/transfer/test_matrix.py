@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from nnunet_genesis.errors import TransferError
-from nnunet_genesis.transfer import Ledger, match
-from nnunet_genesis.transfer.architecture import skeleton
+from nnunet_genesis.networks.build import skeleton
+from nnunet_genesis.transfer.matching import match
+from nnunet_genesis.transfer.report import Ledger
 from tests.transfer.networks import architecture, build, periodic, source
 
 FEATURES = {2: (2, 4, 8, 16, 32, 32), 3: (2, 4, 8, 16, 20, 20)}

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from nnunet_genesis.sources.architectures import PLAIN, unet
-from tests.sources.test_v2_and_nnssl import small_plans, stock
+from nnunet_genesis.checkpoints.architectures import PLAIN, unet
+from tests.checkpoints.test_nnunet_v2_and_nnssl import small_plans, stock
 from tests.transfer.networks import build
 
 RESET = Path("/proc/self/clear_refs")
@@ -23,7 +23,7 @@ import os, sys
 from pathlib import Path
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans  # what transfer imports late is no cost of it
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunet_genesis.transferring import transfer
+from nnunet_genesis.transfer.into_plans import transfer
 def memory(key):
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if key in line)
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_genesis.sources.architectures import original_unet3d
-from nnunet_genesis.transfer import match
+from nnunet_genesis.checkpoints.architectures import original_unet3d
+from nnunet_genesis.transfer.matching import match
 from nnunet_genesis.unet3d import UNet3D
 from tests.transfer.networks import names, periodic, source
 

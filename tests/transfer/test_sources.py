@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from nnunet_genesis.errors import TransferError
-from nnunet_genesis.transfer import Source, match
-from nnunet_genesis.transfer.architecture import skeleton
-from nnunet_genesis.transfer.layout import Place, describe
+from nnunet_genesis.networks.build import skeleton
+from nnunet_genesis.networks.layout import Place, describe
+from nnunet_genesis.networks.pretrained import PretrainedNetwork
+from nnunet_genesis.transfer.matching import match
 from tests.transfer.networks import architecture, build, names, source, unet
 
 
@@ -102,7 +103,7 @@ def test_weights_of_another_architecture_are_refused():
 
 def test_an_encoder_alone_covers_the_encoder():
     weights = {name: tensor for name, tensor in unet().named_parameters() if name.startswith("encoder")}
-    ledger = match(Source(weights, architecture(), 1, names(1)), unet(seed=1), names(1))
+    ledger = match(PretrainedNetwork(weights, architecture(), 1, names(1)), unet(seed=1), names(1))
     assert ledger.encoder_coverage == 1
     assert ledger.coverage < 0.9
     ledger.refuse_low_coverage(0.9)
@@ -114,7 +115,9 @@ def test_an_encoder_alone_covers_the_encoder():
 def test_missing_biases_are_zero_and_unknown_names_are_listed():
     trained, target = unet(), unet(seed=1)
     weights = {n: p for n, p in trained.named_parameters() if not n.startswith("decoder.transpconvs.0.b")}
-    ledger = match(Source({**weights, "head.weight": torch.ones(3)}, architecture(), 1, names(1)), target, names(1))
+    ledger = match(
+        PretrainedNetwork({**weights, "head.weight": torch.ones(3)}, architecture(), 1, names(1)), target, names(1)
+    )
     ledger.apply(target)
     assert not target.decoder.transpconvs[0].bias.any()
     assert ledger.unused == {"head.weight": 3}
@@ -132,7 +135,7 @@ def test_decoders_with_other_kernels_than_their_stage_are_read_by_their_weights(
     trained, target = build(block), build(block, seed=1)
     weights = dict(trained.named_parameters())
     weights["decoder.stages.1.convs.0.conv.weight"] = torch.randn(4, 8, 3, 3, 3)
-    ledger = match(Source(weights, block, 1, names(1)), target, names(1))
+    ledger = match(PretrainedNetwork(weights, block, 1, names(1)), target, names(1))
     ledger.apply(target)
     torch.testing.assert_close(
         target.decoder.stages[1].convs[0].conv.weight,

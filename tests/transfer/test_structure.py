@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from nnunet_genesis.transfer import Ledger, match
 from nnunet_genesis.transfer.channels import PREVIOUS_STAGE
+from nnunet_genesis.transfer.matching import match
+from nnunet_genesis.transfer.report import Ledger
 from tests.transfer.networks import architecture, build, names, periodic, source
 
 KINDS = pytest.mark.parametrize("kind", ["plain", "residual"])

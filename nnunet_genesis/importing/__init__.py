@@ -1,0 +1,1 @@
+"""Scans in any format → an nnU-Net raw dataset without labels."""

@@ -1,0 +1,266 @@
+"""Unlabeled scans (NIfTI, NRRD, MetaImage, DICOM) → a dataset in nnU-Net's raw format, without labels."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from tqdm import tqdm
+
+from nnunet_genesis.errors import DatasetError, GenesisError
+from nnunet_genesis.files import read_json, written_atomically
+from nnunet_genesis.importing.find import Scan, case_names, find_scans
+from nnunet_genesis.importing.journal import Journal, Record, describe
+from nnunet_genesis.importing.read import Geometry, UnusableScanError, check_nifti, is_gzip, read_scan
+from nnunet_genesis.parallel import each_case
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What `import_scans` did.
+
+    Attributes:
+        folder: The dataset.
+        imported: Number of cases written in this run.
+        already_there: Number of cases found finished.
+        rejected: PretrainedNetwork → why it was not imported; includes those rejected by an earlier run and unchanged.
+    """
+
+    folder: Path
+    imported: int
+    already_there: int
+    rejected: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ImportJob:
+    """One scan to import: small enough to send to a worker."""
+
+    scan: Scan
+    state: str
+    outputs: tuple[Path, ...]
+    workshop: Path
+    link: bool
+
+
+def import_scans(
+    sources: Sequence[Path],
+    raw: Path,
+    dataset_id: int,
+    name: str,
+    channels: Sequence[str],
+    *,
+    link: bool = False,
+    processes: int = 1,
+    progress: bool = True,
+) -> ImportReport:
+    """Make or extend the dataset `raw/DatasetXXX_Name` from scans without labels.
+
+    Gzipped NIfTI files are copied as they are; all other formats are converted, geometry kept. Files in
+    `imagesTr` are complete or not there; the same call continues where a killed run stopped. Finished cases
+    and rejected scans are not read again unless their source has changed. Scans that cannot be used are named
+    in the result and in `import_report.json`, and stop nothing.
+
+    Args:
+        sources: Files and folders, searched with their subfolders.
+        raw: nnU-Net's folder of raw datasets (`nnUNet_raw`).
+        dataset_id: 1 to 999.
+        name: Name of the dataset without number.
+        channels: Channel names in the order of the files' numbers `_0000`, `_0001`, ….
+        link: Make symbolic links to gzipped NIfTI files instead of copies.
+        processes: Number of worker processes; each holds one image in memory.
+        progress: Show a progress bar.
+
+    Raises:
+        DatasetError: Id, name or channels do not fit nnU-Net or the dataset that is there; nothing was found;
+            or a file could not be written.
+    """
+    folder = _checked_folder(raw, dataset_id, name, channels)
+    scans = find_scans(sources, len(channels), skip=folder)
+    journal = Journal.read(folder, channels)
+    try:
+        (folder / "imagesTr").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatasetError(f"{folder} cannot be made ({error.strerror}). Check nnUNet_raw.") from None
+    _forget_solved_rejections(journal, scans, sources)
+    jobs, already_there = _open_jobs(scans, journal, link)
+    _remove_leftovers(journal)
+    journal.save()
+    imported = _work(jobs, journal, processes, progress)
+    reasons = {scan.source: journal.records[scan.source].reason for scan in scans}
+    rejected = {source: reason for source, reason in reasons.items() if reason}
+    return ImportReport(folder, imported, already_there, rejected)
+
+
+def _work(jobs: Sequence[ImportJob], journal: Journal, processes: int, progress: bool) -> int:
+    """Import the scans and record what became of each; the number of cases imported."""
+    imported = 0
+    try:
+        with tqdm(total=len(jobs), desc=f"Importing {journal.folder.name}", unit="case", disable=not progress) as bar:
+            for job, result in each_case(import_scan, jobs, processes):
+                imported += _note(journal.records[job.scan.source], job, result)
+                journal.save_now_and_then()
+                bar.update()
+    finally:
+        journal.save()
+    return imported
+
+
+def import_scan(job: ImportJob) -> None:
+    """Read, check and write one case: all of its channels, or nothing.
+
+    Raises:
+        UnusableScanError: The scan is rejected.
+        DatasetError: The case could not be written.
+    """
+    first: Geometry | None = None
+    with ExitStack() as stack:
+        for number, (files, output) in enumerate(zip(job.scan.channels, job.outputs, strict=True)):
+            try:
+                image = read_scan(files)
+                first = first or Geometry.of(image)
+                if difference := first.difference(Geometry.of(image)):
+                    raise UnusableScanError(f"differs in {difference} from channel 0000")
+            except UnusableScanError as error:
+                where = f"channel {number:04d}: " if len(job.outputs) > 1 else ""
+                raise UnusableScanError(f"{where}{error}") from None
+            try:
+                temporary = stack.enter_context(written_atomically(output, job.workshop))
+                _write(image, first, files[0], temporary, job.link)
+            except (OSError, RuntimeError) as error:
+                reason = str(error).strip().splitlines()[-1]
+                raise DatasetError(
+                    f"{output} could not be written ({reason}). Make space or give access, then run the same "
+                    "command again: finished cases are kept."
+                ) from None
+
+
+def _write(image: sitk.Image, geometry: Geometry, file: Path, target: Path, link: bool) -> None:
+    """Link or copy a gzipped NIfTI file; convert all else.
+
+    A channel whose spacing deviates a little from the first one's is converted too and gets its geometry:
+    nnU-Net tolerates less than we do.
+    """
+    target.unlink(missing_ok=True)
+    same = np.allclose(geometry.spacing, image.GetSpacing())
+    if same and file.name.lower().endswith(".nii.gz") and is_gzip(file):
+        if link:
+            target.symlink_to(file)
+        else:
+            shutil.copyfile(file, target)
+        return
+    if not same:
+        geometry.give_to(image)
+    sitk.WriteImage(image, str(target), useCompression=True)
+    written = sitk.ImageFileReader()
+    try:
+        check_nifti(target)
+        written.SetFileName(str(target))
+        written.ReadImageInformation()
+    except UnusableScanError as error:
+        raise OSError(f"the written file {error}") from None
+    if difference := geometry.difference(Geometry.of(written)):
+        raise UnusableScanError(f"its {difference} cannot be kept in NIfTI format")
+
+
+def _checked_folder(raw: Path, dataset_id: int, name: str, channels: Sequence[str]) -> Path:
+    """The dataset folder, after a check that nnU-Net can take it and that what is there fits."""
+    if not 1 <= dataset_id <= 999:
+        raise DatasetError(f"The dataset id must be a number from 1 to 999, not {dataset_id}.")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name, flags=re.ASCII):
+        raise DatasetError(f'The dataset name "{name}" may have letters, digits, "_" and "-" only. Change it.')
+    if not channels or not all(channel.strip() for channel in channels):
+        raise DatasetError("Name the channels of the scans, for example --channels CT or --channels T1,T2.")
+    if len({channel.casefold() for channel in channels}) < len(channels):
+        raise DatasetError(f"Channel names must differ from each other: {', '.join(channels)}. Rename one.")
+    prefix = f"Dataset{dataset_id:03d}"
+    folder = Path(os.path.abspath(raw)) / f"{prefix}_{name}"
+    for other in sorted(folder.parent.glob(f"{prefix}*")):
+        if other.is_dir() and other.name != folder.name:
+            raise DatasetError(f"The id {dataset_id} is used by {other.name}. Choose another id, or that name.")
+    _check_existing(folder, channels)
+    return folder
+
+
+def _check_existing(folder: Path, channels: Sequence[str]) -> None:
+    """Refuse to add to a dataset with labels or with other channels."""
+    if (folder / "labelsTr").exists():
+        raise DatasetError(f"{folder} has labels (labelsTr). Import scans without labels under another id.")
+    if not (folder / "dataset.json").exists():
+        return
+    found = read_json(folder / "dataset.json", "The dataset description", "Choose another id.")
+    ours = describe(folder, channels)
+    for key in ("channel_names", "labels", "file_ending"):
+        if found.get(key) != ours[key]:
+            both = f"{found.get(key)} instead of {ours[key]}"
+            raise DatasetError(f"{folder} exists with other {key}: {both}. Use the same, or another id.")
+
+
+def _open_jobs(scans: Sequence[Scan], journal: Journal, link: bool) -> tuple[list[ImportJob], int]:
+    """The scans still to be imported and the number of finished ones; every scan gets a record."""
+    recorded = {source: record.case for source, record in journal.records.items() if record.case}
+    names, already_there, jobs = case_names(scans, recorded), 0, []
+    for scan in scans:
+        record = journal.records.setdefault(scan.source, Record())
+        if scan.flaw:
+            _remove(journal.case_files(record.case) if record.case else [])
+            record.reason, record.state = scan.flaw, ""
+            continue
+        record.case, state = names[scan.source], scan.state()
+        outputs = tuple(journal.case_files(record.case))
+        if record.reason and record.state == state:
+            continue
+        if not record.reason and record.state in ("", state) and all(output.is_file() for output in outputs):
+            record.state = state
+            already_there += 1
+        else:
+            jobs.append(ImportJob(scan, state, outputs, journal.folder, link))
+    return jobs, already_there
+
+
+def _note(record: Record, job: ImportJob, result: object) -> int:
+    """Record what became of a job; returns the number of cases imported, 0 or 1.
+
+    Raises:
+        GenesisError: The error is not about this scan, so the others would fail as well.
+    """
+    if isinstance(result, UnusableScanError):
+        record.reason, record.state = str(result), job.state
+    elif isinstance(result, GenesisError):
+        raise result
+    elif isinstance(result, Exception):
+        record.reason, record.state = f"unexpected {type(result).__name__}: {result}".splitlines()[0], ""
+    else:
+        record.reason, record.state = "", job.state
+        return 1
+    _remove(job.outputs)
+    return 0
+
+
+def _forget_solved_rejections(journal: Journal, scans: Sequence[Scan], sources: Sequence[Path]) -> None:
+    """Drop rejected sources that lie in the folders searched now but are no longer there."""
+    found, roots = {scan.source for scan in scans}, [os.path.abspath(source) for source in sources]
+    for source, record in list(journal.records.items()):
+        if record.reason and source not in found and any(Path(source).is_relative_to(root) for root in roots):
+            del journal.records[source]
+
+
+def _remove_leftovers(journal: Journal) -> None:
+    """Remove what killed runs left: temporary files, and unfinished cases that lack a channel."""
+    _remove(list(journal.folder.glob(".incomplete_*")))
+    for record in journal.records.values():
+        outputs = journal.case_files(record.case)
+        if record.case and not record.state and not all(output.is_file() for output in outputs):
+            _remove(outputs)
+
+
+def _remove(files: Sequence[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)

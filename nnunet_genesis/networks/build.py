@@ -1,0 +1,118 @@
+"""Plans, or an architecture block → a network: the one place where networks are built, and unwrapped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from dynamic_network_architectures.building_blocks.residual import BasicBlockD, BottleneckD
+from torch import nn
+
+from nnunet_genesis.errors import TransferError, network_of, reason
+from nnunet_genesis.nnunet_dataset import input_channels
+from nnunet_genesis.unet3d import UNet3D
+
+NETWORKS = {kind.__name__: kind for kind in (PlainConvUNet, ResidualEncoderUNet, UNet3D)}
+BLOCKS = {kind.__name__: kind for kind in (BasicBlockD, BottleneckD)}
+LAYER = re.compile(r"torch\.nn\.(modules\.[a-z]+\.)?[A-Z]\w*")
+"""Paths under which PyTorch's layers are found."""
+
+
+def skeleton(architecture: Mapping[str, Any], channels: int, classes: int = 1) -> nn.Module:
+    """The network that an architecture block describes, on torch's meta device: shapes without memory.
+
+    The block may come out of a foreign file, so only the known U-Nets and layers of `torch.nn` are looked up.
+
+    Raises:
+        TransferError: Another network or class is named, or the values do not make a network.
+    """
+    try:
+        name = str(architecture["network_class_name"]).rsplit(".", 1)[-1]
+        values = dict(architecture["arch_kwargs"])
+        imports = list(architecture.get("_kw_requires_import", ()))
+    except (KeyError, TypeError, ValueError):
+        raise TransferError(
+            'The checkpoint does not say which network it holds: "network_class_name" or "arch_kwargs" is missing in '
+            "its architecture."
+        ) from None
+    if name not in NETWORKS:
+        raise TransferError(f"The checkpoint holds a {name}; weights are carried from {', '.join(NETWORKS)} only.")
+    values |= {key: _class(values[key]) for key in imports if values.get(key) is not None}
+    values.pop("deep_supervision", None)
+    try:
+        with torch.device("meta"):
+            network: nn.Module = NETWORKS[name](input_channels=channels, num_classes=classes, **values)
+    except (TypeError, ValueError, AssertionError, RuntimeError, IndexError, AttributeError) as error:
+        raise TransferError(f"The {name} that the checkpoint describes cannot be built: {reason(error)}.") from None
+    return network
+
+
+def _class(name: Any) -> Any:
+    """`torch.nn.modules.conv.Conv3d` → that class; nothing outside `torch.nn` and nnU-Net's two residual blocks."""
+    last = str(name).rsplit(".", 1)[-1]
+    if last in BLOCKS and str(name) == f"{BLOCKS[last].__module__}.{last}":
+        return BLOCKS[last]
+    found = getattr(nn, last, None) if LAYER.fullmatch(str(name)) else None
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise TransferError(f"The checkpoint's architecture names {name}, which is no layer of torch.nn.")
+    return found
+
+
+def build_unet(plans_manager: Any, *arguments: Any, **options: Any) -> nn.Module:
+    """The network that nnU-Net builds from plans; takes what nnU-Net's `build_network_architecture` takes.
+
+    Raises:
+        TransferError: nnU-Net cannot build it, or it lacks the parts that both trainers work on.
+    """
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    with network_of(f"the plans {plans_manager.plans_name}"):
+        network: nn.Module = nnUNetTrainer.build_network_architecture(plans_manager, *arguments, **options)
+    if not (hasattr(network, "encoder") and hasattr(getattr(network, "decoder", None), "seg_layers")):
+        raise TransferError(
+            f"The {type(network).__name__} that the plans name has no encoder and decoder as nnU-Net's U-Nets have. "
+            "Plan with PlainConvUNet, ResidualEncoderUNet or nnunet_genesis.unet3d.UNet3D."
+        )
+    return network
+
+
+def target_network(
+    plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
+) -> tuple[nn.Module, list[str]]:
+    """The network that nnU-Net would train, freshly initialised with a fixed seed, and its channel names.
+
+    Raises:
+        TransferError: nnU-Net cannot build it.
+    """
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    with (
+        torch.random.fork_rng(devices=[]),
+        network_of(f"the plans {plans.get('plans_name')}, configuration {configuration}"),
+    ):
+        torch.manual_seed(0)
+        channels, plans_manager = input_channels(plans, configuration, dataset_json), PlansManager(plans)
+        manager = plans_manager.get_configuration(configuration)
+        network = get_network_from_plans(
+            manager.network_arch_class_name,
+            manager.network_arch_init_kwargs,
+            manager.network_arch_init_kwargs_req_import,
+            len(channels),
+            plans_manager.get_label_manager(dataset_json).num_segmentation_heads,
+            allow_init=True,
+            deep_supervision=True,
+        )
+    return network, channels
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network without the wrappers of distributed training and torch.compile."""
+    while True:
+        inner = getattr(network, "module", None) or getattr(network, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return network
+        network = inner

@@ -1,0 +1,79 @@
+"""What every kind of checkpoint becomes: weights, their architecture, and what is known about the input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nnunet_genesis.networks.wording import times
+
+UNNAMED = "unnamed channel "
+"""Begins the stand-in for the name of a channel that a checkpoint does not name."""
+
+
+@dataclass(frozen=True)
+class PretrainedNetwork:
+    """A pre-trained network.
+
+    Attributes:
+        weights: Tensors under names of the architecture's network; any of a tensor's names will do, and parts may be
+            missing. As read from a file they are under every name, so that `load_state_dict` takes them.
+        architecture: As in nnU-Net's plans: "network_class_name", "arch_kwargs", "_kw_requires_import".
+        input_channels: Number of image channels.
+        channels: Their names, None if unknown.
+        format: Kind of file, in words.
+        patch_size: Patch that the network was trained on, in voxels, None if unknown.
+        spacing: Of the images it was trained on, in mm, None if unknown.
+        normalisation: Scheme per channel, by nnU-Net's names, None if unknown.
+        notes: What had to be assumed or left out.
+    """
+
+    weights: Mapping[str, torch.Tensor]
+    architecture: Mapping[str, Any]
+    input_channels: int
+    channels: Sequence[str] | None = None
+    format: str = "state dict"
+    patch_size: list[int] | None = None
+    spacing: list[float] | None = None
+    normalisation: list[str] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Number of values in the weights; shared tensors count once."""
+        return sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in self.weights.values()}.values())
+
+    @property
+    def channel_labels(self) -> list[str]:
+        """The names of the channels, or stand-ins that no dataset uses."""
+        if self.channels is None:
+            return [f"{UNNAMED}{number}" for number in range(self.input_channels)]
+        return list(self.channels)
+
+    def facts(self) -> dict[str, str]:
+        """Label → text, for a user to read."""
+        channels = ", ".join(self.channels) if self.channels else "names unknown"
+        return {
+            "format": self.format,
+            "architecture": _in_words(self.architecture),
+            "parameters": f"{self.parameters:,}",
+            "channels": f"{self.input_channels} ({channels})",
+            "normalisation": ", ".join(self.normalisation) if self.normalisation else "unknown",
+            "patch size": times(self.patch_size) if self.patch_size else "unknown",
+            "spacing": " x ".join(f"{value:g}" for value in self.spacing) + " mm" if self.spacing else "unknown",
+        }
+
+
+def _in_words(architecture: Mapping[str, Any]) -> str:
+    kwargs = architecture["arch_kwargs"]
+    parts = [f"{architecture['network_class_name'].rsplit('.', 1)[1]}, {len(kwargs['strides'][0])}D"]
+    parts.append(f"{len(kwargs['features_per_stage'])} stages of " + " ".join(map(str, kwargs["features_per_stage"])))
+    for key, text in (("n_blocks_per_stage", "blocks"), ("n_conv_per_stage", "convolutions")):
+        if key in kwargs:
+            parts.append(f"{text} {' '.join(map(str, kwargs[key]))}")
+    if "kernel_sizes" in kwargs:
+        parts.append("kernels " + " ".join(map(times, kwargs["kernel_sizes"])))
+    return "; ".join([*parts, "strides " + " ".join(map(times, kwargs["strides"]))])

@@ -1,0 +1,182 @@
+"""nnU-Net's folders and a dataset's files in them: found by id or name, or a message that says what is missing."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunet_genesis.errors import DatasetError
+from nnunet_genesis.files import read_json
+
+FORMER_CHANNELS = "modality"
+"""nnU-Net v1's key for "channel_names", which nnU-Net v2 reads too."""
+
+PREVIOUS_STAGE = "previous stage: "
+"""Begins the name of an input channel that holds a label of a cascade's first stage, 0 or 1."""
+
+NAME_OF_PLANS = re.compile(r"[^\W_]([\w.-]*[^\W_])?")
+"""What names of new plans look like; besides, "__" is not in them."""
+
+
+def nnunet_folder(variable: str) -> Path:
+    """The folder that the environment variable `variable` (e.g. `nnUNet_raw`) names.
+
+    Raises:
+        DatasetError: The variable is not set.
+    """
+    value = os.environ.get(variable)
+    if not value:
+        raise DatasetError(
+            f"The environment variable {variable} is not set. Set it as for nnU-Net: export {variable}=FOLDER"
+        )
+    return Path(value)
+
+
+def dataset_name(id_or_name: str) -> str:
+    """`4`, `004` or `Dataset004_Hippocampus` → `Dataset004_Hippocampus`.
+
+    Raises:
+        DatasetError: No folder, or several folders with different names, carry that id.
+    """
+    folders = [Path(os.environ[v]) for v in ("nnUNet_raw", "nnUNet_preprocessed") if os.environ.get(v)]
+    if id_or_name.startswith("Dataset"):
+        pattern = id_or_name
+    elif id_or_name.isdigit():
+        pattern = f"Dataset{int(id_or_name):03d}_*"
+    else:
+        raise DatasetError(
+            f"-d takes a dataset id such as 4 or a name such as Dataset004_Hippocampus, not {id_or_name}."
+        )
+    names = sorted({found.name for folder in folders for found in folder.glob(pattern) if found.is_dir()})
+    if not names:
+        places = ", ".join(map(str, folders)) or "neither is set"
+        raise DatasetError(f"No dataset {id_or_name} in nnUNet_raw or nnUNet_preprocessed ({places}).")
+    if len(names) > 1:
+        raise DatasetError(
+            f"The dataset id {id_or_name} is used more than once: {', '.join(names)}. Rename or remove one."
+        )
+    return names[0]
+
+
+def preprocessed_folder(name: str) -> Path:
+    """`nnUNet_preprocessed/<name>` (may not exist yet)."""
+    return nnunet_folder("nnUNet_preprocessed") / name
+
+
+def read_dataset_json(name: str) -> dict[str, Any]:
+    """The dataset.json of a dataset, from nnUNet_raw or else from nnUNet_preprocessed.
+
+    Raises:
+        DatasetError: There is none, or it lacks what nnU-Net needs.
+    """
+    raw = nnunet_folder("nnUNet_raw") / name / "dataset.json"
+    path = raw if raw.is_file() else preprocessed_folder(name) / "dataset.json"
+    content = read_json(path, "The dataset description", "Import the images first: nnunet_genesis import --help")
+    for key in ("channel_names", "labels", "file_ending"):
+        if key not in content and not (key == "channel_names" and FORMER_CHANNELS in content):
+            raise DatasetError(f'The dataset description {path} has no "{key}".')
+    return content  # type: ignore[no-any-return]
+
+
+def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
+    """Channel names in the order of their numbers."""
+    channels = dataset_json["channel_names" if "channel_names" in dataset_json else FORMER_CHANNELS]
+    return [str(channels[key]) for key in sorted(channels, key=int)]
+
+
+def input_channels(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]) -> list[str]:
+    """Names of a network's input channels; in a cascade's second stage the labels of the first come last."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager, names = PlansManager(dict(plans)), channel_names(dataset_json)
+    if manager.get_configuration(configuration).previous_stage_name is None:
+        return names
+    return names + [f"{PREVIOUS_STAGE}{label}" for label in manager.get_label_manager(dataset_json).foreground_labels]
+
+
+def read_plans(name: str, plans_name: str) -> dict[str, Any]:
+    """The plans file `nnUNet_preprocessed/<name>/<plans_name>.json`.
+
+    Raises:
+        DatasetError: It is missing; the message lists the plans that are there.
+    """
+    folder = preprocessed_folder(name)
+    path = folder / f"{plans_name}.json"
+    others = [found.stem for found in folder.glob("*Plans*.json") if not found.stem.endswith("_preprocessing")]
+    advice = f"Plans of this dataset: {', '.join(sorted(others)) or 'none'}. Plan it first, or name other plans."
+    plans = read_json(path, "The plans file", advice)
+    if "configurations" not in plans:
+        raise DatasetError(f"{path} is not a plans file of nnU-Net v2: it has no configurations.")
+    return plans  # type: ignore[no-any-return]
+
+
+def has_labels(name: str) -> bool:
+    """Whether the dataset has labels, raw or copied by nnU-Net's preprocessing."""
+    raw = os.environ.get("nnUNet_raw")
+    labels = [preprocessed_folder(name) / "gt_segmentations", *([Path(raw) / name / "labelsTr"] if raw else [])]
+    return any(folder.is_dir() for folder in labels)
+
+
+def preprocessing_command(plans: dict[str, Any], configuration: str, data_identifier: str) -> str:
+    """The command that makes the volumes of a configuration: ours for unlabeled datasets, otherwise nnU-Net's."""
+    name = plans["dataset_name"]
+    if not has_labels(name):
+        return f"nnunet_genesis preprocess -d {int(name[7:10])} -c {configuration} -p {plans['plans_name']}"
+    owner = data_identifier.removesuffix(f"_{configuration}")
+    return f"nnUNetv2_preprocess -d {int(name[7:10])} -plans_name {owner} -c {configuration}"
+
+
+def new_plans_file(dataset: str, plans_name: str, kind: str) -> Path:
+    """The file of plans about to be written; plans that are not ours are never overwritten.
+
+    Args:
+        dataset: Name of the dataset.
+        plans_name: Name of the plans, as a user gave it.
+        kind: "pretraining" or "fine_tuning", the part of the genesis block that marks plans of the same origin.
+
+    Raises:
+        DatasetError: nnU-Net could not use the name, or the file exists and was not written by the same command.
+    """
+    if not NAME_OF_PLANS.fullmatch(plans_name) or "__" in plans_name:
+        raise DatasetError(
+            f'"{plans_name}" cannot name plans: nnU-Net makes names of folders from it and splits them at "__". Take '
+            "letters, digits, hyphens, dots and single underscores, with a letter or digit at both ends."
+        )
+    path = preprocessed_folder(dataset) / f"{plans_name}.json"
+    if path.is_file():
+        plans = read_json(path, "The plans file", "Remove it, or name other plans.")
+        if kind not in (plans.get("genesis") or {}):
+            raise DatasetError(f"The plans {plans_name} of {dataset} exist and would be overwritten. Name others.")
+    return path
+
+
+def refuse_cascade(plans: dict[str, Any], configuration: str) -> None:
+    """Refuse an unknown configuration, and a cascade's second stage.
+
+    Raises:
+        DatasetError: Says why.
+    """
+    check_configuration(plans, configuration)
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    if PlansManager(plans).get_configuration(configuration).previous_stage_name is not None:
+        raise DatasetError(
+            f"{configuration} is the second stage of a cascade: part of its input are the first stage's segmentations, "
+            "which unlabeled scans do not have. Use 2d, 3d_lowres or 3d_fullres."
+        )
+
+
+def check_configuration(plans: dict[str, Any], configuration: str) -> None:
+    """Refuse a configuration that the plans do not have.
+
+    Raises:
+        DatasetError: Names the configurations there are.
+    """
+    if configuration not in plans["configurations"]:
+        raise DatasetError(
+            f"The plans {plans.get('plans_name')} have no configuration {configuration}; "
+            f"they have {', '.join(plans['configurations'])}."
+        )

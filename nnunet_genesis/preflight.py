@@ -1,0 +1,63 @@
+"""What is looked at before volumes are loaded, so that a user reads one line and not a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nnunet_genesis.errors import DatasetError
+from nnunet_genesis.nnunet_dataset import (
+    check_configuration,
+    nnunet_folder,
+    preprocessed_folder,
+    preprocessing_command,
+    refuse_cascade,
+)
+
+
+def check_before_training(plans: dict[str, Any], configuration: str, cascade: bool = False) -> None:
+    """Refuse what would fail later.
+
+    Args:
+        plans: The plans.
+        configuration: The configuration to train.
+        cascade: Whether it may be a cascade's second stage.
+
+    Raises:
+        DatasetError: A folder of nnU-Net is not set, the configuration is unknown or a cascade's second stage.
+    """
+    for variable in ("nnUNet_preprocessed", "nnUNet_results"):
+        nnunet_folder(variable)
+    (check_configuration if cascade else refuse_cascade)(plans, configuration)
+
+
+def volumes_folder(plans: dict[str, Any], configuration: str) -> Path:
+    """The folder of the preprocessed volumes of a configuration that the plans have.
+
+    Raises:
+        DatasetError: It is missing or holds no volume; the message says what to run.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    identifier: str = PlansManager(plans).get_configuration(configuration).data_identifier
+    folder = preprocessed_folder(plans["dataset_name"]) / identifier
+    if not folder.is_dir() or not (any(folder.glob("*.b2nd")) or any(folder.glob("*.npz"))):
+        command = preprocessing_command(plans, configuration, identifier)
+        raise DatasetError(f"There are no preprocessed volumes in {folder}. Run: {command}")
+    return folder
+
+
+def refuse_missing_first_stage(trainer: Any) -> None:
+    """Stop a cascade's second stage whose first stage has not predicted yet.
+
+    Raises:
+        DatasetError: Says what to train first.
+    """
+    folder = trainer.folder_with_segs_from_previous_stage
+    if folder is not None and not (Path(folder).is_dir() and any(Path(folder).iterdir())):
+        first, plans = trainer.configuration_manager.previous_stage_name, trainer.plans_manager.plans
+        raise DatasetError(
+            f"There are no segmentations of the cascade's first stage in {folder}. Train it on all folds with the same "
+            f"trainer and plans: nnUNetv2_train {int(plans['dataset_name'][7:10])} {first} FOLD "
+            f"-tr {type(trainer).__name__} -p {plans['plans_name']}"
+        )

@@ -1,0 +1,1 @@
+"""Preprocessed volumes → a pre-trained network, by restoring corrupted patches."""

@@ -1,0 +1,331 @@
+"""nnU-Net trainer that restores corrupted patches of unlabeled volumes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import autocast, nn
+
+from nnunet_genesis.checkpoints.saving import plain, save_plain, versions
+from nnunet_genesis.corruption import Recipe, compile_loops, corrupt
+from nnunet_genesis.errors import DatasetError, one_line
+from nnunet_genesis.files import write_json
+from nnunet_genesis.networks.build import build_unet, unwrap
+from nnunet_genesis.nnunet_dataset import channel_names
+from nnunet_genesis.preflight import check_before_training, volumes_folder
+from nnunet_genesis.pretraining.figures import pretraining_progress, restoration_sheet
+from nnunet_genesis.pretraining.loss import RestorationLoss, freeze_unused_heads, mean_errors, restoration_errors
+from nnunet_genesis.pretraining.patches import TRAINING, VALIDATION, PatchBatches, corrupted_ahead, load, pad, ranked
+from nnunet_genesis.settings import PretrainingSettings
+
+SHEET_ROWS = 4
+EPOCH_LOGS = ("train_losses", "val_losses", "lrs", "epoch_start_timestamps", "epoch_end_timestamps",
+              "restoration_mse", "restoration_mae", "restoration_psnr", "copy_mse", "mean_mse")  # fmt: skip
+
+
+class RestorationLog(LocalLogger):
+    """nnU-Net's log with the quantities of restoration in place of Dice, as Python numbers."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        super().__init__()
+        self.my_fantastic_logging: dict[str, list[Any]] = {name: [] for name in EPOCH_LOGS}
+
+    def log(self, key: str, value: Any, epoch: int) -> None:
+        """Log one value per epoch."""
+        super().log(key, plain(value), epoch)
+
+    def plot_progress_png(self, output_folder: str) -> None:
+        """Draw `progress.png`."""
+        pretraining_progress(self.my_fantastic_logging, Path(output_folder) / "progress.png")
+
+
+class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
+    """Pre-train the network of the plans by restoring corrupted patches (Models Genesis, Zhou et al. 2019, 2021).
+
+    Settings come from `plans["genesis"]["pretraining"]`; without that block the defaults hold. The output has as
+    many channels as the input. Labels are never read: volumes of `nnunet_genesis preprocess` and of
+    `nnUNetv2_preprocess` serve alike.
+    """
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ) -> None:
+        """As in nnU-Net; ends with one line where plans or settings are wrong."""
+        with one_line():
+            self.settings = PretrainingSettings.of_plans(plans)
+            check_before_training(plans, configuration)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.settings.epochs
+        self.num_iterations_per_epoch = self.settings.iterations
+        self.num_val_iterations_per_epoch = self.settings.validation_iterations
+        self.initial_lr, self.weight_decay = self.settings.learning_rate, self.settings.weight_decay
+        self.save_every = self.settings.save_every
+        self.enable_deep_supervision = False
+        self.logger.local_logger = RestorationLog()
+        if "pretraining" not in plans.get("genesis", {}):
+            self.print_to_log_file("These plans have no settings for pre-training: the defaults hold.")
+        self.print_to_log_file(f"Pre-training settings: {self.settings.block()}")
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = False,
+    ) -> nn.Module:
+        """The plans' network with as many outputs as inputs and no deep supervision.
+
+        Raises:
+            TransferError: nnU-Net cannot build it, or it is no U-Net.
+        """
+        network = build_unet(plans_manager, configuration_manager, num_input_channels, num_input_channels, False)
+        return freeze_unused_heads(network)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+        """AdamW and nnU-Net's poly schedule: nnU-Net's SGD hardly learns this task."""
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def _build_loss(self) -> nn.Module:
+        return RestorationLoss(self.settings.loss)
+
+    def initialize(self) -> None:
+        """As in nnU-Net, with seeded initial weights, after a look for the preprocessed volumes."""
+        with one_line(), torch.random.fork_rng(devices=[]):
+            volumes_folder(self.plans_manager.plans, self.configuration_name)
+            torch.manual_seed(self.settings.seed)
+            super().initialize()
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Training and validation cases: nnU-Net's splits for a numbered fold, a seeded hold-out for fold `all`."""
+        if self.fold != "all":
+            with one_line():
+                cases = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+                if len(cases) < 5 and not (Path(self.preprocessed_dataset_folder_base) / "splits_final.json").is_file():
+                    raise DatasetError(f"{len(cases)} volumes are too few for nnU-Net's five folds. Use fold all.")
+            return super().do_split()  # type: ignore[no-any-return]
+        training, validation = hold_out(
+            self.dataset_class.get_identifiers(self.preprocessed_dataset_folder),
+            self.settings.validation_share,
+            self.settings.seed,
+        )
+        if training == validation:
+            self.print_to_log_file("WARNING: there is one volume only; restoration is validated on that volume itself.")
+        return training, validation
+
+    def get_dataloaders(self) -> tuple[Iterator[dict[str, Any]], Iterator[dict[str, Any]]]:
+        """Endless batches of corrupted and original patches; validation repeats the same ones every epoch."""
+        training, validation = self.do_split()
+        self.print_to_log_file(f"{len(training)} volumes to train on, {len(validation)} held out")
+        self.validation_cases = validation
+        workers = get_allowed_n_proc_DA()
+        # a resumed training goes on where the stream of batches stopped
+        numbers = itertools.count(self.current_epoch * self.num_iterations_per_epoch)
+        compile_loops()
+        train = load(self._batches(training, TRAINING), numbers, workers, self.device.type == "cuda")
+        if self.corrupts_on_device:
+            train = corrupted_ahead(self.device, train)
+        who = f"in batches, on {self.device}" if self.corrupts_on_device else f"by {workers} loading processes"
+        self.print_to_log_file(f"Training patches are corrupted {who}")
+        repeated = itertools.cycle(range(self.num_val_iterations_per_epoch))
+        # validation is always corrupted by the workers: its patches are the same ones whatever the device
+        held_out = self._batches(validation, VALIDATION)
+        return train, load(held_out, repeated, (workers + 1) // 2, self.device.type == "cuda")
+
+    def _batches(self, cases: list[str], stream: int, recipe: Recipe | None = None) -> PatchBatches:
+        everything = self.configuration_manager.batch_size
+        ranks = dist.get_world_size() if self.is_ddp else 1
+        # the first ranks take one patch more where the batch does not divide evenly: nnU-Net's rule
+        first = self.local_rank * (everything // ranks) + min(self.local_rank, everything % ranks)
+        return PatchBatches(
+            volumes=self.dataset_class(self.preprocessed_dataset_folder, list(cases)),
+            patch_size=tuple(self.configuration_manager.patch_size),
+            batch_size=self.batch_size,
+            global_batch_size=everything,
+            first=first,
+            recipe=recipe or self.settings.recipe,
+            seed=self.settings.seed,
+            stream=stream,
+            minimum_contrast=self.settings.minimum_contrast,
+            corrupt=stream == VALIDATION or not self.corrupts_on_device,
+        )
+
+    @property
+    def corrupts_on_device(self) -> bool:
+        """Whether training patches are corrupted in batches, by the device that trains."""
+        choice = self.settings.corrupt_on
+        return choice == "device" or (choice == "auto" and self.device.type == "cuda")
+
+    def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
+        """As in nnU-Net; AdamW's step counters stay on the CPU, where it reads them without waiting for the GPU."""
+        super().load_checkpoint(filename_or_checkpoint)
+        for state in self.optimizer.state.values():
+            state["step"] = state["step"].cpu()
+
+    def on_train_start(self) -> None:
+        """As in nnU-Net."""
+        super().on_train_start()
+        self._first_epoch = self.current_epoch
+
+    def on_train_end(self) -> None:
+        """As in nnU-Net, then end the loaders: no thread may run while processes for the final validation fork."""
+        super().on_train_end()
+        self.dataloader_train = self.dataloader_val = None
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Errors of each patch of a batch."""
+        corrupted = batch["data"].to(self.device, non_blocking=True)
+        target = batch["target"].to(self.device, non_blocking=True)
+        with torch.no_grad(), autocast(self.device.type, enabled=self.device.type == "cuda"):
+            restored = self.network(corrupted)
+        return {"errors": restoration_errors(restored, target, corrupted)}
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        """Log the errors of restoration and of both baselines over the patches of all processes."""
+        errors = self._gathered(val_outputs)
+        self.logger.log("val_losses", errors["mae" if self.settings.loss == "l1" else "mse"], self.current_epoch)
+        for name, metric in zip(EPOCH_LOGS[5:], ("mse", "mae", "psnr", "copy_mse", "mean_mse"), strict=True):
+            self.logger.log(name, errors[metric], self.current_epoch)
+
+    def _gathered(self, outputs: list[dict[str, Any]]) -> dict[str, float]:
+        errors = [error for output in outputs for error in output["errors"]]
+        if self.is_ddp:
+            parts: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, errors)
+            errors = [error for gathered in parts for error in gathered]
+        return mean_errors(errors)
+
+    def on_epoch_end(self) -> None:
+        """Report the epoch, save checkpoints, draw progress and restored patches."""
+        self.logger.log("epoch_end_timestamps", time.time(), self.current_epoch)
+        last = {name: self.logger.get_value(name, step=-1) for name in EPOCH_LOGS}
+        self.print_to_log_file(f"train_loss {last['train_losses']:.4f}  val_loss {last['val_losses']:.4f}")
+        self.print_to_log_file(
+            f"restoration MSE {last['restoration_mse']:.4f} (copying the input {last['copy_mse']:.4f}, patch mean "
+            f"{last['mean_mse']:.4f})  MAE {last['restoration_mae']:.4f}  PSNR {last['restoration_psnr']:.2f} dB"
+        )
+        self.print_to_log_file(f"Epoch time: {last['epoch_end_timestamps'] - last['epoch_start_timestamps']:.2f} s")
+        done, final = self.current_epoch + 1, self.current_epoch + 1 == self.num_epochs
+        self._announce_end(done)
+        if done % self.save_every == 0 and not final:
+            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
+        # nnU-Net stores the best score under this name; for us it is the smallest error
+        better = self._best_ema is None or last["restoration_mse"] < self._best_ema
+        if better and math.isfinite(last["restoration_mse"]):
+            self._best_ema: float | None = last["restoration_mse"]
+            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
+        if self.local_rank == 0:
+            self.logger.plot_progress_png(self.output_folder)
+            if done % self.settings.sheet_every == 0 or final:
+                self.draw_sheet(f"restoration_epoch_{done:04d}.png", f"epoch {done}")
+        self.current_epoch += 1
+
+    def _announce_end(self, done: int) -> None:
+        """Project the end of the run after its first epoch, and again after the second: the first may compile."""
+        if done - self._first_epoch in (1, 2) and done < self.num_epochs:
+            began, ended = (self.logger.get_value(f"epoch_{name}_timestamps", step=-1) for name in ("start", "end"))
+            left = timedelta(seconds=round((ended - began) * (self.num_epochs - done)))
+            self.print_to_log_file(f"Projected end: {datetime.now() + left:%Y-%m-%d %H:%M} ({left} from now)")
+
+    @torch.no_grad()
+    def draw_sheet(self, name: str, title: str) -> None:
+        """Draw original, corrupted and restored patches of held-out volumes into the output folder."""
+        batches = self._batches(self.validation_cases, VALIDATION)
+        network = unwrap(self.network).eval()
+        rows, labels = [], []
+        for k in range(SHEET_ROWS):
+            crop, drawn, case = batches.crop(k)
+            original = pad(crop, batches.patch_size, math.nan)
+            corrupted = pad(corrupt(crop, drawn), batches.patch_size, 0.0)
+            restored = network(corrupted[None].to(self.device))[0].float().cpu()
+            rows.append((original.numpy(), corrupted.numpy(), restored.numpy()))
+            labels.append(case)
+        heading = f"{self.plans_manager.dataset_name} {self.configuration_name}: held-out patches, {title}"
+        restoration_sheet(rows, labels, heading, Path(self.output_folder) / name)
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint, written atomically, in plain types, with a description of what it is."""
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            save_plain(super().save_checkpoint, self.describe(), Path(filename))
+        else:
+            super().save_checkpoint(filename)
+
+    def describe(self) -> dict[str, Any]:
+        """What a reader of the checkpoint should know, in plain types."""
+        return {
+            "task": "restoration of corrupted patches (Models Genesis)",
+            "channel_names": channel_names(self.dataset_json),
+            "spacing": list(self.configuration_manager.spacing),
+            "patch_size": list(self.configuration_manager.patch_size),
+            "normalization_schemes": list(self.configuration_manager.normalization_schemes),
+            "architecture": self.configuration_manager.configuration["architecture"],
+            "settings": self.settings.block(),
+            "versions": versions(),
+        }
+
+    @torch.no_grad()
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Write `restoration_summary.json` and `restoration_final.png` in place of nnU-Net's final validation.
+
+        The summary holds MSE, MAE and PSNR on held-out patches for the recipe and for each corruption alone, with the
+        MSE of both baselines. `save_probabilities` (`--npz`) has no meaning here.
+        """
+        _, self.validation_cases = self.do_split()
+        self.set_deep_supervision_enabled(False)
+        self.network.eval()
+        summary = {"recipe": self.errors_on_held_out(self.settings.recipe)} | {
+            f"{name} alone": self.errors_on_held_out(recipe) for name, recipe in self.settings.recipe.alone().items()
+        }
+        if self.local_rank == 0:
+            facts = {"unit": "MSE and MAE in normalised intensities, PSNR in dB", "epochs": self.current_epoch,
+                     "held_out": self.validation_cases, "errors": summary}  # fmt: skip
+            write_json(facts, Path(self.output_folder) / "restoration_summary.json")
+            self.draw_sheet("restoration_final.png", f"after {self.current_epoch} epochs")
+            for name, errors in summary.items():
+                self.print_to_log_file(
+                    f"{name:<22} MSE {errors['mse']:.4f} (copying {errors['copy_mse']:.4f}, "
+                    f"mean {errors['mean_mse']:.4f})  PSNR {errors['psnr']:.2f} dB"
+                )
+                self.logger.log_summary(f"restoration/{name}/mse", errors["mse"])
+        if self.is_ddp:
+            dist.barrier()
+
+    def errors_on_held_out(self, recipe: Recipe) -> dict[str, float]:
+        """Mean errors of restoring held-out patches, the same ones every time, that a recipe corrupted."""
+        batches = self._batches(self.validation_cases, VALIDATION, recipe)
+        numbers = range(self.num_val_iterations_per_epoch)
+        workers = (get_allowed_n_proc_DA() + 1) // 2
+        loaded = load(batches, numbers, workers, self.device.type == "cuda")
+        return self._gathered([self.validation_step(batch) for batch in loaded])
+
+
+def hold_out(cases: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
+    """Split cases into training and validation: a seeded share of them, at least one, is held out.
+
+    The split hardly changes when scans are added. A single case is used for both.
+    """
+    cases = ranked(cases, seed)
+    if len(cases) < 2:
+        return cases, cases
+    count = min(len(cases) - 1, max(1, round(share * len(cases))))
+    return sorted(cases[count:]), sorted(cases[:count])

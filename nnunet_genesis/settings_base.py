@@ -1,0 +1,120 @@
+"""Settings as frozen dataclasses whose fields know their range and their help text."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Any
+
+from typing_extensions import Self
+
+from nnunet_genesis.errors import SettingsError
+
+
+def setting(
+    default: Any,
+    text: str,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] = (),
+    formerly: str | None = None,
+) -> Any:
+    """Declare a field: default value, help text, and the values it may take.
+
+    A tuple default declares a (low, high) range: two numbers within the bounds, in ascending order. `formerly` is the
+    name under which older plans have the setting.
+    """
+    bounds = {"at_least": at_least, "at_most": at_most, "above": above, "choices": choices}
+    return field(default=default, metadata={"text": text, "formerly": formerly, **bounds})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of all settings: checked when made, readable from and writable to a JSON block."""
+
+    def __post_init__(self) -> None:
+        """Check every declared field.
+
+        Raises:
+            SettingsError: Names the field, the value given and the values allowed.
+        """
+        for declared in fields(self):
+            if "text" in declared.metadata:
+                object.__setattr__(self, declared.name, _checked(declared, getattr(self, declared.name)))
+
+    def updated(self, block: Mapping[str, Any], where: str) -> Self:
+        """A copy with the values of a JSON block; blocks within it update nested settings alike.
+
+        Args:
+            block: Names and values.
+            where: Where the block stands, for error messages.
+
+        Raises:
+            SettingsError: Unknown key, wrong type or value out of range.
+        """
+        if not isinstance(block, Mapping):
+            raise SettingsError(f"{where} must be a block of settings in braces, not {block!r}.")
+        known, values = [declared.name for declared in fields(self)], {}
+        former = {declared.metadata.get("formerly"): declared.name for declared in fields(self)}
+        for given, entry in block.items():
+            key = former.get(given, given)
+            if key not in known:
+                close = difflib.get_close_matches(key, known, 1)
+                hint = f'did you mean "{close[0]}"?' if close else f"known keys are {', '.join(known)}."
+                raise SettingsError(f'Unknown key "{key}" in {where}: {hint}')
+            current = getattr(self, key)
+            nested = isinstance(current, Settings) and not isinstance(entry, Settings)
+            values[key] = current.updated(entry, f'{where} / "{key}"') if nested else entry
+        try:
+            return replace(self, **values)
+        except SettingsError as error:
+            raise SettingsError(f"In {where}: {error}") from None
+
+    def block(self) -> dict[str, Any]:
+        """The settings as JSON types, ready for a plans file."""
+        return {declared.name: _plain(getattr(self, declared.name)) for declared in fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.block()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _checked(declared: Field[Any], value: Any) -> Any:
+    """The value in the type of the field's default, or a SettingsError."""
+    default, name = declared.default, declared.name
+    if isinstance(default, tuple):
+        numbers = isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
+        if not numbers or value[0] > value[1]:
+            raise SettingsError(f'"{name}" must be two ascending numbers such as {list(default)}, not {value!r}.')
+        return tuple(_bounded(declared, float(number)) for number in value)
+    if isinstance(default, str):
+        choices = declared.metadata["choices"]
+        if not isinstance(value, str) or (choices and value not in choices):
+            raise SettingsError(f'"{name}" must be {" or ".join(choices) or "a text"}, not {value!r}.')
+        return value
+    whole = isinstance(default, int)
+    if not _is_number(value) or (whole and int(value) != value):
+        raise SettingsError(f'"{name}" must be a {"whole " if whole else ""}number, not {value!r}.')
+    return _bounded(declared, int(value) if whole else float(value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def _bounded(declared: Field[Any], value: Any) -> Any:
+    meta, wrong = declared.metadata, ""
+    if meta["at_least"] is not None and value < meta["at_least"]:
+        wrong = f"at least {meta['at_least']}"
+    if meta["above"] is not None and value <= meta["above"]:
+        wrong = f"above {meta['above']}"
+    if meta["at_most"] is not None and value > meta["at_most"]:
+        wrong = f"at most {meta['at_most']}"
+    if wrong:
+        raise SettingsError(f'"{declared.name}" must be {wrong}, not {value}.')
+    return value

@@ -1,0 +1,132 @@
+"""Checkpoint and target plans → target-shaped weights beside the plans, and plans that point to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nnunet_genesis.checkpoints.reading import read_pretrained
+from nnunet_genesis.checkpoints.saving import versions
+from nnunet_genesis.errors import TransferError
+from nnunet_genesis.files import read_json, sha256, write_json, written_atomically
+from nnunet_genesis.networks.build import target_network
+from nnunet_genesis.nnunet_dataset import (
+    check_configuration,
+    new_plans_file,
+    read_dataset_json,
+    read_plans,
+)
+from nnunet_genesis.settings import FineTuningSettings
+from nnunet_genesis.transfer.matching import match
+from nnunet_genesis.transfer.report import Ledger
+
+SCHEDULE = ("epochs", "iterations", "warmup", "learning_rate", "freeze_epochs", "encoder_lr_scale")
+"""The settings of fine-tuning that a user chooses when transferring."""
+
+REPORT = "transfer_report.json"
+"""Beside the weights: name of a file of weights → report of its transfer."""
+
+MIN_COVERAGE = 0.5
+"""Share of the encoder's parameters that must come from the checkpoint, unless the user names another."""
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """Result of a transfer; `ledger` is None for the control arm that trains from scratch."""
+
+    plans_file: Path
+    ledger: Ledger | None
+
+
+def transfer(
+    checkpoint: Path | None,
+    dataset: str,
+    plans_name: str,
+    configuration: str,
+    new_plans_name: str,
+    schedule: dict[str, Any],
+    min_coverage: float = MIN_COVERAGE,
+    resize_widths: bool = False,
+) -> Transferred:
+    """Carry a checkpoint's weights into the network that a dataset's plans describe.
+
+    Writes `<new plans>_<configuration>.pth` and `<new plans>.json` into the dataset's preprocessed folder, and an entry
+    of `transfer_report.json` there. The new plans differ from the old ones by name and genesis block, and read the
+    same preprocessed data. The weights file also serves stock `nnUNetv2_train -pretrained_weights`.
+
+    Args:
+        checkpoint: Of any kind that `read_pretrained` knows; None writes plans that train from scratch with the same
+            settings.
+        dataset: Name of the target dataset.
+        plans_name: Its plans.
+        configuration: Configuration whose network receives the weights.
+        new_plans_name: Name of the plans to write; other configurations' weights in a file of that name are kept.
+        schedule: Some of `SCHEDULE`; a missing warm-up is a twentieth of the epochs, at most 50.
+        min_coverage: Smallest share of the encoder's parameters that comes from the checkpoint, 0 to 1.
+        resize_widths: Whether stages of other widths take over the leading channels.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+        TransferError: nnU-Net cannot build the target's network, the networks are of different kinds, or too little of
+            the encoder would be taken over.
+        DatasetError: Dataset, plans or configuration are missing, the new name cannot be one, or it is of other plans.
+        SettingsError: A value of the schedule is out of range.
+    """
+    plans = read_plans(dataset, plans_name)
+    check_configuration(plans, configuration)
+    if new_plans_name == plans_name:
+        raise TransferError(f"The plans {plans_name} would be overwritten. Name others with --to.")
+    path = new_plans_file(dataset, new_plans_name, "fine_tuning")
+    default = {"warmup": min(50, schedule.get("epochs", FineTuningSettings.epochs) // 20)}
+    settings, ledger = FineTuningSettings(**default | schedule), None
+    if checkpoint is not None:
+        network, channels = target_network(plans, configuration, read_dataset_json(dataset))
+        ledger = match(read_pretrained(checkpoint), network, channels, resize_widths)
+        ledger.refuse_low_coverage(min_coverage)
+        ledger.apply(network)
+        settings = _write(network, ledger, checkpoint, settings, path.with_name(f"{path.stem}_{configuration}.pth"))
+    blocks = _other_configurations(path, plans) | {configuration: settings.block()}
+    write_json({**plans, "plans_name": new_plans_name, "genesis": {"fine_tuning": blocks}}, path)
+    return Transferred(path, ledger)
+
+
+def _write(
+    network: nn.Module, ledger: Ledger, checkpoint: Path, settings: FineTuningSettings, path: Path
+) -> FineTuningSettings:
+    """Write weights and report; the settings with what identifies both files."""
+    lines = {line.name: [line.state, line.why] for line in ledger.lines}
+    facts = {"source": checkpoint.name, "coverage": ledger.coverage, "tensors": lines, "versions": versions()}
+    with written_atomically(path) as temporary:
+        torch.save({"network_weights": network.state_dict(), "genesis": facts}, temporary)
+    settings = replace(
+        settings,
+        weights=path.name,
+        sha256=sha256(path),
+        source=checkpoint.name if checkpoint.parent == Path() else "/".join(checkpoint.parts[-3:]),
+        source_sha256=sha256(checkpoint),
+        coverage=round(ledger.coverage, 6),
+    )
+    _write_report(ledger, settings, path)
+    return settings
+
+
+def _write_report(ledger: Ledger, settings: FineTuningSettings, weights: Path) -> None:
+    """Add a transfer to the report beside its weights; entries of other weights are kept."""
+    path = weights.with_name(REPORT)
+    entry = {"source": settings.source, "source_sha256": settings.source_sha256, "sha256": settings.sha256}
+    others = read_json(path, "The report", "Remove it.") if path.is_file() else {}
+    write_json({**others, weights.name: entry | ledger.report()}, path)
+
+
+def _other_configurations(path: Path, plans: dict[str, Any]) -> dict[str, Any]:
+    """Blocks of earlier transfers into the same plans; none if the plans themselves have changed since."""
+    if not path.is_file():
+        return {}
+    before = read_plans(path.parent.name, path.stem)
+    if before.get("configurations") != plans["configurations"]:
+        return {}
+    return dict(before.get("genesis", {}).get("fine_tuning", {}))

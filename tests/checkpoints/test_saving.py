@@ -1,0 +1,28 @@
+"""What is saved is complete and plain."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_genesis.checkpoints.saving import plain, save_plain
+
+
+def test_a_failing_save_keeps_the_file_before(tmp_path: Path):
+    def fail(stream: io.BytesIO) -> None:
+        raise OSError("disk full")
+
+    save_plain(lambda stream: torch.save({"a": 1}, stream), {}, tmp_path / "a.pth")
+    with pytest.raises(OSError, match="disk full"):
+        save_plain(fail, {}, tmp_path / "a.pth")
+    assert torch.load(tmp_path / "a.pth", weights_only=True)["a"] == 1
+
+
+def test_plain_keeps_structure():
+    nested = {"a": [np.float32(1), (np.int64(2), "b")], "t": None}
+    assert plain(nested) == {"a": [1.0, (2, "b")], "t": None}
+    assert type(plain(nested)["a"][1][0]) is int

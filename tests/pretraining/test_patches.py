@@ -1,0 +1,189 @@
+"""Batches: a function of seed and number alone, cut where there is something to see."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnunet_genesis.corruption import RECIPES
+from nnunet_genesis.pretraining.patches import (
+    TRAINING,
+    VALIDATION,
+    PatchBatches,
+    corrupted_ahead,
+    corrupted_on,
+    load,
+    pad,
+    random_crop,
+)
+
+CPU = torch.device("cpu")
+PLAIN = RECIPES["paper"].without()
+
+
+class Volumes:
+    """What nnU-Net's datasets offer, in memory."""
+
+    def __init__(self, *volumes: np.ndarray) -> None:
+        self.volumes = {f"case{i}": volume for i, volume in enumerate(volumes)}
+        self.identifiers = sorted(self.volumes)
+
+    def load_case(self, identifier: str):
+        return self.volumes[identifier], None, None, {}
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def batches(volumes: Volumes, patch_size: tuple[int, ...] = (8, 8, 8), **changes) -> PatchBatches:
+    settings = {"batch_size": 2, "global_batch_size": 2, "first": 0, "recipe": RECIPES["paper"], "seed": 0,
+                "stream": TRAINING, "minimum_contrast": 0.2} | changes  # fmt: skip
+    return PatchBatches(volumes, patch_size, **settings)
+
+
+def same(one: dict, other: dict) -> bool:
+    targets = torch.equal(torch.nan_to_num(one["target"], 1e9), torch.nan_to_num(other["target"], 1e9))
+    return torch.equal(one["data"], other["data"]) and targets and one["keys"] == other["keys"]
+
+
+VOLUMES = Volumes(noise(1, 12, 14, 16), noise(1, 9, 20, 7, seed=1), noise(1, 5, 30, 30, seed=2))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_do_not_depend_on_the_number_of_workers(workers):
+    alone = list(itertools.islice(load(batches(VOLUMES), itertools.count(), 0, False), 7))
+    shared = list(itertools.islice(load(batches(VOLUMES), itertools.count(), workers, False), 7))
+    assert all(map(same, alone, shared))
+
+
+def test_batches_do_not_depend_on_the_number_of_gpus():
+    whole = batches(VOLUMES, batch_size=3, global_batch_size=3)[5]
+    first = batches(VOLUMES, batch_size=2, global_batch_size=3)[5]
+    second = batches(VOLUMES, batch_size=1, global_batch_size=3, first=2)[5]
+    assert same(whole, {key: [*first[key], *second[key]] if key == "keys" else torch.cat([first[key], second[key]])
+                        for key in whole})  # fmt: skip
+
+
+def test_streams_seeds_and_numbers_differ():
+    datas = [
+        batches(VOLUMES)[0], batches(VOLUMES)[1], batches(VOLUMES, seed=1)[0], batches(VOLUMES, stream=VALIDATION)[0]
+    ]  # fmt: skip
+    for one, other in itertools.combinations(datas, 2):
+        assert not torch.equal(one["data"], other["data"])
+
+
+def test_validation_walks_through_all_volumes():
+    keys = [key for n in range(3) for key in batches(VOLUMES, stream=VALIDATION)[n]["keys"]]
+    assert sorted(keys[:3]) == ["case0", "case1", "case2"]
+    assert keys[:3] == keys[3:]
+
+
+def test_other_recipes_corrupt_the_same_crops():
+    one = batches(VOLUMES, stream=VALIDATION, recipe=PLAIN)[0]
+    other = batches(VOLUMES, stream=VALIDATION, recipe=RECIPES["paper"].alone()["intensity"])[0]
+    assert torch.equal(torch.nan_to_num(one["target"]), torch.nan_to_num(other["target"]))
+    assert not torch.equal(one["data"], other["data"])
+
+
+@pytest.mark.parametrize("recipe", ["paper", "masking"])
+@pytest.mark.parametrize("patch_size", [(8, 8, 8), (12, 10)])
+def test_patches_are_corrupted_on_the_device_without_their_padding(recipe, patch_size):
+    still = RECIPES[recipe].updated({"cutout": {"probability": 0}, "shuffling": {"probability": 0}}, "")
+    changes = {"recipe": still, "batch_size": 6, "global_batch_size": 6}
+    for number in range(3):
+        wanted = batches(VOLUMES, patch_size, **changes)[number]
+        raw = batches(VOLUMES, patch_size, corrupt=False, **changes)[number]
+        assert "data" not in raw
+        made = corrupted_on(CPU, raw)
+        assert made["keys"] == wanted["keys"]
+        assert torch.equal(made["target"].isnan(), wanted["target"].isnan())
+        torch.testing.assert_close(made["target"], wanted["target"], equal_nan=True, rtol=0, atol=0)
+        torch.testing.assert_close(made["data"], wanted["data"], rtol=1e-4, atol=1e-4)
+        assert (made["data"][~raw["target"].isfinite()] == 0).all()
+
+
+def test_what_was_drawn_travels_from_workers_to_the_device():
+    alone = [batches(VOLUMES, corrupt=False, recipe=RECIPES["released"])[n] for n in range(4)]
+    sent = load(batches(VOLUMES, corrupt=False, recipe=RECIPES["released"]), itertools.count(), 2, False)
+    made = itertools.islice(corrupted_ahead(CPU, sent), 4)
+    assert all(same(corrupted_on(CPU, one), other) for one, other in zip(alone, made, strict=True))
+
+
+def test_what_goes_wrong_ahead_is_not_lost():
+    def broken():
+        yield batches(VOLUMES, corrupt=False)[0]
+        raise OSError("the disk is gone")
+
+    ahead = corrupted_ahead(CPU, broken())
+    assert "data" in next(ahead)
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(ahead)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 12)] * 3),
+    patch=st.one_of(st.tuples(*[st.integers(1, 10)] * 3), st.tuples(*[st.integers(1, 10)] * 2)),
+    channels=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_any_volume_gives_patches_of_the_size_asked_for(shape, patch, channels, seed):
+    batch = batches(Volumes(noise(channels, *shape)), patch, seed=seed)[0]
+    assert batch["data"].shape == batch["target"].shape == (2, channels, *patch)
+    assert batch["data"].dtype == batch["target"].dtype == torch.float32
+    assert torch.isfinite(batch["data"]).all()
+    inside = torch.isfinite(batch["target"])
+    full = shape[-len(patch):]  # fmt: skip
+    assert inside[0, 0].sum() == np.prod(np.minimum(full, patch))
+    assert (batch["data"][~inside] == 0).all()
+
+
+def test_an_uncorrupted_crop_is_a_piece_of_the_volume():
+    volume = np.arange(1 * 6 * 7 * 8, dtype=np.float32).reshape(1, 6, 7, 8)
+    crop = random_crop(volume, (2, 3, 4), np.random.default_rng(0))
+    z, y, x = np.argwhere(volume[0] == crop[0, 0, 0, 0])[0]
+    assert np.array_equal(crop, volume[:, z : z + 2, y : y + 3, x : x + 4])
+    flat = random_crop(volume, (3, 4), np.random.default_rng(0))
+    z, y, x = np.argwhere(volume[0] == flat[0, 0, 0])[0]
+    assert np.array_equal(flat, volume[:, z, y : y + 3, x : x + 4])
+
+
+def test_crop_positions_reach_every_voxel():
+    volume, seen = np.arange(5 * 5 * 5, dtype=np.float32).reshape(1, 5, 5, 5), set()
+    for seed in range(300):
+        seen.update(random_crop(volume, (2, 2, 2), np.random.default_rng(seed)).ravel().tolist())
+    assert len(seen) == 125
+
+
+def body_in_air() -> np.ndarray:
+    volume = np.random.default_rng(0).normal(0, 0.02, (1, 40, 40, 40)).astype(np.float32)
+    volume[:, 11:29, 11:29, 11:29] += np.random.default_rng(1).normal(3, 1, (1, 18, 18, 18))
+    return volume
+
+
+def test_crops_avoid_empty_air():
+    shares = {}
+    for contrast in (0.0, 0.2):
+        sampler = batches(Volumes(body_in_air()), recipe=PLAIN, minimum_contrast=contrast)
+        shares[contrast] = np.mean([sampler.crop(k)[0].std() < 0.1 for k in range(60)])
+    assert shares[0.0] > 0.3
+    assert shares[0.2] < 0.05
+
+
+def test_a_volume_of_air_does_not_hang():
+    batch = batches(Volumes(np.zeros((1, 20, 20, 20), np.float32)))[0]
+    data, target = batch["data"], batch["target"]
+    assert (data == 0).all()
+    assert (target == 0).all()
+
+
+def test_padding_is_centred():
+    padded = pad(torch.ones(1, 2, 3), (5, 4), 0.0)[0]
+    assert padded.sum() == 6
+    assert (padded[1:3, :3] == 1).all()

@@ -1,0 +1,92 @@
+"""Files are complete or not there; one bad case stops nothing; memory does not grow with the number of cases."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from nnunet_genesis.errors import DatasetError, GenesisError, one_line
+from nnunet_genesis.files import read_json, sha256, write_json, written_atomically
+from nnunet_genesis.parallel import each_case
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
+    path = tmp_path / "a.json"
+    write_json({"old": 1}, path)
+    with pytest.raises(RuntimeError), written_atomically(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_json(path, "It", "") == {"old": 1}
+    assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_temporary_file_may_lie_elsewhere(tmp_path: Path):
+    (tmp_path / "cases").mkdir()
+    with written_atomically(tmp_path / "cases" / "a.txt", tmp_path) as temporary:
+        temporary.write_text("x")
+        assert not list((tmp_path / "cases").iterdir())
+    assert (tmp_path / "cases" / "a.txt").read_text() == "x"
+
+
+def test_json_errors_name_the_file_and_the_advice(tmp_path: Path):
+    with pytest.raises(DatasetError, match=r"The plans .*a\.json does not exist\. Plan first"):
+        read_json(tmp_path / "a.json", "The plans", "Plan first")
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(DatasetError, match=r"a\.json is not valid JSON .* Plan first"):
+        read_json(tmp_path / "a.json", "The plans", "Plan first")
+
+
+def test_sha256_of_known_content(tmp_path: Path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_one_line_ends_the_process_with_code_1(capsys):
+    with pytest.raises(SystemExit) as ended, one_line():
+        raise DatasetError("What is wrong.")
+    assert ended.value.code == "nnunet_genesis: What is wrong."  # printed by Python, exit code 1
+
+
+def halve(number: int) -> int:
+    if number % 2:
+        raise ValueError(f"{number} is odd")
+    return number // 2
+
+
+def die(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_case_that_fails_stops_nothing(processes):
+    results = dict(each_case(halve, range(8), processes))
+    assert {job: result for job, result in results.items() if not isinstance(result, Exception)} == {
+        0: 0,
+        2: 1,
+        4: 2,
+        6: 3,
+    }
+    assert str(results[5]) == "5 is odd"
+
+
+def test_jobs_are_taken_as_workers_get_free():
+    taken = []
+
+    def jobs():
+        for number in range(50):
+            taken.append(number)
+            yield number
+
+    results = each_case(halve, jobs(), 2)
+    next(results)
+    assert len(taken) <= 5
+    results.close()
+
+
+def test_a_killed_worker_is_reported_in_words():
+    with pytest.raises(GenesisError, match="A worker process was killed.*smaller -np"):
+        list(each_case(die, range(3), 2))
