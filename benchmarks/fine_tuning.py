@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from measuring import add_device
 
-from nnunet_genesis.checkpoints.reading import versions
+from nnunet_genesis.checkpoints.saving import versions
 from nnunet_genesis.files import read_json, write_json
 from nnunet_genesis.nnunet_dataset import dataset_name
 from nnunet_genesis.resources import trainers_folder

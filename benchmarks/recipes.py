@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from measuring import add_device
 
-from nnunet_genesis.checkpoints.reading import versions
+from nnunet_genesis.checkpoints.saving import versions
 from nnunet_genesis.corruption import RECIPES, Recipe
 from nnunet_genesis.files import write_json
 from nnunet_genesis.nnunet_dataset import dataset_name, read_dataset_json, read_plans
