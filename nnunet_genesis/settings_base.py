@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from typing_extensions import Self
@@ -75,13 +75,11 @@ class Settings:
 
     def block(self) -> dict[str, Any]:
         """The settings as JSON types, ready for a plans file."""
-        return {declared.name: _plain(getattr(self, declared.name)) for declared in fields(self)}
+        return asdict(self, dict_factory=_with_lists)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Settings):
-        return value.block()
-    return list(value) if isinstance(value, tuple) else value
+def _with_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in items}
 
 
 def _checked(declared: Field[Any], value: Any) -> Any:

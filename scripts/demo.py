@@ -106,13 +106,13 @@ def main() -> None:
         "dice": dice,
         "restoration": read_json(checkpoint.parent / "restoration_summary.json")["errors"]["recipe"],
         "pictures": [str(path) for path in (workspace / "corruptions.png", *pictures(checkpoint.parent))],
-        "options": {name: plain(value) for name, value in vars(options).items()},
+        "options": vars(options),
         "device": device,
         "python": platform.python_version(),
         "seconds": shell.seconds | {"everything": round(time.monotonic() - began, 1)},
     }
     path = workspace / "results.json"
-    path.write_text(json.dumps(results, indent=4) + "\n")
+    path.write_text(json.dumps(results, indent=4, default=str) + "\n")
     heading("Measured")
     report(results, cohort)
     print(f"\nAll numbers: {path}")
@@ -281,11 +281,6 @@ def evaluate(shell: Shell, arm: str, cohort: Cohort, device: str) -> dict[str, A
 def read_json(path: Path) -> Any:
     """Content of a JSON file."""
     return json.loads(path.read_text())
-
-
-def plain(value: Any) -> Any:
-    """Paths as text."""
-    return str(value) if isinstance(value, Path) else value
 
 
 def pictures(folder: Path) -> list[Path]:
