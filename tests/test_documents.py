@@ -1,14 +1,18 @@
-"""What README and docs/corruptions.md tell is what the code does: flags, values, blocks, the example."""
+"""What README and docs tell is what the code does: commands, flags, values, messages, files, tables, the example."""
 
 from __future__ import annotations
 
 import argparse
 import ast
 import importlib.util
+import io
 import json
 import re
+import shlex
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,19 +24,154 @@ import pytest
 import torch
 
 from nnunet_genesis.cli import build_parser
-from nnunet_genesis.cli_settings import add_flags
+from nnunet_genesis.cli_settings import FLAGS, add_flags
 from nnunet_genesis.corruption import RECIPES, Recipe, corrupt, corrupt_batch, draw, to_restore
 from nnunet_genesis.corruption.corruption import Corruption
-from nnunet_genesis.settings import PretrainingSettings
+from nnunet_genesis.networks.build import target_network
+from nnunet_genesis.nnunet_dataset import read_dataset_json, read_plans
+from nnunet_genesis.resources import plans_folder, trainers_folder
+from nnunet_genesis.settings import FineTuningSettings, PretrainingSettings
+from nnunet_genesis.transfer.into_plans import MIN_COVERAGE, REPORT
+from tests.conftest import REPOSITORY, run_genesis, use_folders, write_dataset
+from tests.trainers.conftest import edit_plans
 
-REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
-CORRUPTIONS = (REPOSITORY / "docs" / "corruptions.md").read_text()
+PAGES = {path.name: path.read_text() for path in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md"))}
+CORRUPTIONS = PAGES["corruptions.md"]
+SETTINGS = PAGES["settings.md"]
+MODULES = {path: path.read_text() for path in (REPOSITORY / "nnunet_genesis").rglob("*.py")}
 CHANNELS, SHAPE = 2, (10, 6, 8)
+EACH_PAGE = pytest.mark.parametrize("page", sorted(PAGES))
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", CORRUPTIONS, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = CORRUPTIONS) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+# commands and links
+
+
+def commands_in(page: str) -> list[str]:
+    """Commands of shell blocks, and those in the text that are whole, i.e. have a flag."""
+    lines = [line for block in blocks("bash", page) for line in block.splitlines()]
+    return lines + [span for span in re.findall(r"`([^`\n]+)`", page) if " -d " in span]
+
+
+@EACH_PAGE
+def test_every_command_is_understood(page, capsys):
+    for line in commands_in(PAGES[page]):
+        program, *words = shlex.split(line.replace("…", " "), comments=True) or [""]
+        if program == "nnunet_genesis":
+            build_parser().parse_args(words)
+        for trainer in re.findall(r"-tr (\w+)", line):
+            assert trainer == "nnUNetTrainer" or (trainers_folder() / f"{trainer}.py").is_file(), line
+        for template in re.findall(r"--template (\w+)", line):
+            assert (plans_folder() / f"{template}.json").is_file() or template == "small", line
+        for script in re.findall(r"^(?:bash|python) (\S+\.\w+)", line):
+            assert (REPOSITORY / script).is_file(), line
+
+
+def test_the_readme_shows_the_whole_workflow_and_is_short():
+    assert len(README.split()) < 900
+    workflow = blocks("bash", README)[1].split("\n\n")[1].splitlines()
+    order = [line.removeprefix("nnunet_genesis ").split()[0] for line in workflow]
+    assert order == ["import", "plan", "preprocess", "preview", "nnUNetv2_train", "transfer", "nnUNetv2_train",
+                     "nnUNetv2_predict", "export"]  # fmt: skip
+
+
+def test_every_step_of_the_workflow_has_a_section_that_begins_with_its_command():
+    workflow = blocks("bash", README)[1].split("\n\n")[1].splitlines()
+    sections = PAGES["workflow.md"].split("\n## ")[1:]
+    for line, section in zip(workflow, sections, strict=True):
+        assert section.split("\n\n")[1] == f"```bash\n{line.split('  ')[0]}\n```"
+
+
+@EACH_PAGE
+def test_local_links_lead_somewhere(page):
+    folder = REPOSITORY if page == "README.md" else REPOSITORY / "docs"
+    for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        target, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        path = folder / target if target else folder / page
+        assert path.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, link
+
+
+@EACH_PAGE
+def test_footnotes_are_there_and_used(page):
+    assert set(re.findall(r"\[\^(\w+)\](?!:)", PAGES[page])) == set(re.findall(r"^\[\^(\w+)\]:", PAGES[page], re.M))
+
+
+def test_every_page_is_reached_from_the_readme():
+    seen, waiting = set(), {"README.md"}
+    while waiting:
+        seen.add(page := waiting.pop())
+        found = {Path(link).name for link in re.findall(r"\]\(([\w/.]+\.md)[)#]", PAGES[page])}
+        waiting |= (found & set(PAGES)) - seen
+    assert seen == set(PAGES)
+
+
+def test_files_that_the_pages_name_exist():
+    """Those of the package, and those that commands write."""
+    named = set(re.findall(r"\b[\w/]+\.py\b", PAGES["development.md"]))
+    assert len(named) > 30
+    missing = [name for name in named
+               if not any((folder / name).is_file() for folder in (REPOSITORY / "nnunet_genesis", REPOSITORY,
+                                                                   REPOSITORY / "benchmarks"))]  # fmt: skip
+    assert not missing
+    code = "\n".join(MODULES.values())
+    for name in ("import_report.json", "restoration_summary.json", "restoration_final.png", "_preprocessing.json",
+                 "checkpoint_best.pth", "dataset_fingerprint.json", REPORT):  # fmt: skip
+        assert name in PAGES["workflow.md"], name
+        assert name in code, name
+
+
+def test_every_module_is_told_by_the_pages():
+    told = PAGES["development.md"]
+    for path in MODULES:
+        assert path.name == "__init__.py" or path.parent.name in ("corruption", "formats") or path.stem in told, path
+
+
+# a transfer
+
+
+BEGIN, END = "<!-- transfer: written by python -m tests.test_documents -->\n", "<!-- end of transfer -->"
+
+
+def transfer_table(base: Path) -> str:
+    """What `nnunet_genesis transfer` prints for the README's case, in a code block, without the paths at its end."""
+    shown = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(io.StringIO()), redirect_stdout(shown):
+        use_folders(base, patch)
+        write_dataset(base, 501, "Scans", 1, ("T1",), labeled=False)
+        write_dataset(base, 4, "Target", 1, ("T1", "FLAIR"))
+        assert run_genesis("plan", "-d", 501, "--template", "tiny") == 0
+        assert run_genesis("plan", "-d", 4, "--template", "tiny", "-p", "nnUNetPlans") == 0
+        plans, dataset_json = (
+            read_plans("Dataset501_Scans", "nnUNetGenesisPlans"),
+            read_dataset_json("Dataset501_Scans"),
+        )
+        network, _ = target_network(plans, "3d_fullres", dataset_json)
+        arguments = {"plans": plans, "configuration": "3d_fullres", "dataset_json": dataset_json}
+        torch.save({"network_weights": network.state_dict(), "init_args": arguments}, base / "checkpoint_final.pth")
+        where = "configurations__3d_fullres__architecture__arch_kwargs__"
+        edit_plans(base / "nnUNet_preprocessed/Dataset004_Target/nnUNetPlans.json",
+                   **{where + "kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]],
+                      where + "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]]})  # fmt: skip
+        shown.truncate(shown.seek(0))
+        assert run_genesis("transfer", base / "checkpoint_final.pth", "-d", 4, "-c", "3d_fullres") == 0
+    return f"```text\n{shown.getvalue().partition('Wrote ')[0]}```\n"
+
+
+def test_the_transfer_of_the_readme_is_what_the_command_prints(tmp_path):
+    shown = README.partition(BEGIN)[2].partition(END)[0]
+    assert shown == transfer_table(tmp_path), "write it again: python -m tests.test_documents"
+
+
+# settings and messages
 
 
 def flags_of(command: str) -> set[str]:
@@ -40,23 +179,97 @@ def flags_of(command: str) -> set[str]:
     return {flag for flag in commands.choices[command]._option_string_actions if flag.startswith("--")} - {"--help"}
 
 
-def flags_in_table(heading: str) -> set[str]:
-    table = README[README.index(f"\n| {heading} |") :].split("\n\n")[0]
-    return {
-        flag for row in table.splitlines() for flag in re.findall(r"`(--[\w-]+)`", row.split("|")[1] if row else "")
-    }
+def told_in_table(heading: str) -> Iterator[tuple[str, list[str]]]:
+    """Flag and its values, one for each column of values."""
+    header, _, *rows = SETTINGS[SETTINGS.index(f"\n| {heading} |") :].strip().split("\n\n")[0].splitlines()
+    columns = len(header.strip("|").split("|")) - 2
+    for row in rows:
+        names, *cells = row.strip("| ").split(" | ")
+        flags = re.findall(r"`(--[\w-]+)`", names)
+        values = [cell.strip("` ").split(", ") for cell in cells[:columns]]
+        if any(len(each) != len(flags) for each in values):  # words with a comma
+            values = [[cell] for cell in cells[:columns]]
+        yield from ((flag, list(found)) for flag, *found in zip(flags, *values, strict=True))
 
 
-def test_the_tables_of_the_readme_hold_every_setting_and_no_other():
+def test_the_tables_of_settings_hold_every_setting_and_no_other():
     elsewhere = {"--like", "--template", "--like-plans"}
-    assert flags_in_table("`plan`") | flags_in_table("recipe") == flags_of("plan") - elsewhere
-    assert flags_in_table("`transfer`") == flags_of("transfer") - {"--from-scratch", "--to"}
+    told = [flag for heading in ("`plan`", "recipe") for flag, _ in told_in_table(heading)]
+    assert sorted(told) == sorted(flags_of("plan") - elsewhere)
+    assert {flag for flag, _ in told_in_table("`transfer`")} == flags_of("transfer") - {"--from-scratch", "--to"}
 
 
-def test_every_command_of_the_readme_exists():
-    known = set(build_parser()._actions[-1].choices)
-    assert set(re.findall(r"^nnunet_genesis (\w+)", README, re.MULTILINE)) <= known
-    assert "preview" in known
+def default(flag: str, holder: Any, prefix: str = "") -> Any:
+    """The value of the setting that a flag sets."""
+    name = {flag: setting for setting, flag in FLAGS.items()}.get(flag) or flag[2:].replace("-", "_")
+    return getattr(holder, name.removeprefix(prefix))
+
+
+def same(told: str, value: Any) -> bool:
+    if isinstance(value, str):
+        return told == value
+    found = tuple(float(Fraction(part)) for part in told.split("\N{EN DASH}"))
+    return found == pytest.approx(value if isinstance(value, tuple) else (value,))
+
+
+def test_the_tables_of_settings_hold_the_defaults():
+    for flag, (value,) in told_in_table("`plan`"):
+        assert flag == "--recipe" or same(value, default(flag, PretrainingSettings())), flag
+    for flag, (value,) in told_in_table("`transfer`"):
+        if flag in ("--warmup", "--resize-widths"):
+            assert value in ("a twentieth of the epochs, at most 50", "off")
+        else:
+            assert same(value, MIN_COVERAGE if flag == "--min-coverage" else default(flag, FineTuningSettings())), flag
+    for flag, values in told_in_table("recipe"):
+        for name, value in zip(("paper", "released"), values, strict=True):
+            block = flag[2:].split("-")[0]
+            holder = getattr(RECIPES[name], block, RECIPES[name])
+            assert same(value, default(flag, holder, f"{block}_" if holder is not RECIPES[name] else "")), flag
+
+
+def test_former_names_that_the_page_gives_are_those_that_are_read():
+    told = dict(re.findall(r"`(\w+)` \(now\s+`(\w+)`\)", SETTINGS))
+    kinds = (PretrainingSettings, FineTuningSettings, Recipe, *map(type, RECIPES["paper"].corruptions.values()))
+    declared = [one for kind in kinds for one in fields(kind)]
+    assert told == {one.metadata["formerly"]: one.name for one in declared if one.metadata.get("formerly")}
+
+
+def texts_in(program: str) -> Iterator[str]:
+    """Texts of a program; what is filled in is left out."""
+    for node in ast.walk(ast.parse(program)):
+        if isinstance(node, ast.JoinedStr):
+            yield "…".join(part.value if isinstance(part, ast.Constant) else "" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_messages_are_those_of_the_code():
+    nnunet = Path(importlib.util.find_spec("nnunetv2").origin).parent / "run/run_training.py"  # type: ignore[union-attr,arg-type]
+    texts = {"ours": [text for program in MODULES.values() for text in texts_in(program)],
+             "nnU-Net": list(texts_in(nnunet.read_text()))}  # fmt: skip
+    rows = re.findall(r"^\| (`.+?) \| ", PAGES["messages.md"], re.MULTILINE)
+    assert len(rows) > 15
+    for row in rows:
+        holder = texts["nnU-Net" if row.endswith("(nnU-Net)") else "ours"]
+        for message in re.findall(r"`([^`]+)`", row):
+            pattern = ".*".join(re.escape(part.strip()) for part in message.split("…"))
+            assert any(re.search(pattern, text) for text in holder), message
+
+
+# measurements
+
+
+def test_numbers_are_those_of_the_results():
+    results = "\n".join(path.read_text() for path in (REPOSITORY / "benchmarks/results").glob("*.md"))
+    page = PAGES["measurements.md"]
+    for number in re.findall(r"\d+\.\d{2,}(?: ± \d\.\d+)?", page[: page.index("## Classification")]):
+        assert number in results, number
+    section = README[README.index("## What was measured") : README.index("## Citing")]
+    for number in re.findall(r"\d+(?:\.\d+)?(?: ± \d\.\d+)?", section.replace(",", "")):
+        assert number in page.replace(",", ""), number
+
+
+# corruptions
 
 
 def number(text: str) -> Any:
@@ -162,7 +375,7 @@ def test_the_example_has_flags_and_a_column_of_its_own(longer):
     assert flags == set(re.findall(r"`(--missing[\w-]+)`", CORRUPTIONS))
 
 
-def test_local_links_lead_somewhere():
-    for file in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")):
-        for link in re.findall(r"\]\(([^)#]+)\)", file.read_text()):
-            assert "://" in link or (file.parent / link).exists(), f"{file.name}: {link}"
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        written = README.partition(BEGIN)[0] + BEGIN + transfer_table(Path(folder)) + END + README.partition(END)[2]
+    (REPOSITORY / "README.md").write_text(written)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -29,14 +30,15 @@ ONE, TWO = ("T1",), ("T1", "T2")
 Image = Callable[[Tensor], Tensor]
 
 
-class Change(NamedTuple):
+@dataclass(frozen=True)
+class Change:
     """A checkpoint's network and a target's: arguments of `architecture`, input channels, `--resize-widths`.
 
     `special` makes an image for which a cell may claim more than for any other; `seen` what the target is shown.
     """
 
-    given: dict[str, Any] = {}
-    wanted: dict[str, Any] = {}
+    given: dict[str, Any] = field(default_factory=dict)
+    wanted: dict[str, Any] = field(default_factory=dict)
     channels: Sequence[str] = ONE
     ours: Sequence[str] = ONE
     resize: bool = False
