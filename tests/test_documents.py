@@ -23,16 +23,19 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_genesis import cli
 from nnunet_genesis.cli import build_parser
 from nnunet_genesis.cli_settings import FLAGS, add_flags
 from nnunet_genesis.corruption import RECIPES, Recipe, corrupt, corrupt_batch, draw, to_restore
 from nnunet_genesis.corruption.corruption import Corruption
+from nnunet_genesis.errors import GenesisError
 from nnunet_genesis.networks.build import target_network
 from nnunet_genesis.nnunet_dataset import read_dataset_json, read_plans
 from nnunet_genesis.resources import plans_folder, trainers_folder
 from nnunet_genesis.settings import FineTuningSettings, PretrainingSettings
 from nnunet_genesis.transfer.into_plans import MIN_COVERAGE, REPORT
 from tests.conftest import REPOSITORY, run_genesis, use_folders, write_dataset
+from tests.test_encoders import checkpoint
 from tests.trainers.conftest import edit_plans
 
 README = (REPOSITORY / "README.md").read_text()
@@ -52,9 +55,9 @@ def blocks(language: str, page: str = CORRUPTIONS) -> list[str]:
 
 
 def commands_in(page: str) -> list[str]:
-    """Commands of shell blocks, and those in the text that are whole, i.e. have a flag."""
+    """Commands of shell blocks, and those in the text that are whole."""
     lines = [line for block in blocks("bash", page) for line in block.splitlines()]
-    return lines + [span for span in re.findall(r"`([^`\n]+)`", page) if " -d " in span]
+    return lines + [span for span in re.findall(r"`([^`\n]+)`", page) if " -d " in span or span.startswith("bash ")]
 
 
 @EACH_PAGE
@@ -67,8 +70,64 @@ def test_every_command_is_understood(page, capsys):
             assert trainer == "nnUNetTrainer" or (trainers_folder() / f"{trainer}.py").is_file(), line
         for template in re.findall(r"--template (\w+)", line):
             assert (plans_folder() / f"{template}.json").is_file() or template == "small", line
-        for script in re.findall(r"^(?:bash|python) (\S+\.\w+)", line):
-            assert (REPOSITORY / script).is_file(), line
+        if program in ("bash", "python"):
+            script = REPOSITORY / words[0]
+            assert script.is_file(), line
+            refuse_unknown_flags(words, script.with_suffix(".py") if "--" in line else script)
+        if program in STOCK:
+            module = importlib.util.find_spec("nnunetv2").submodule_search_locations[0]  # type: ignore[union-attr]
+            refuse_unknown_flags(words, Path(module) / STOCK[program])
+
+
+STOCK = {
+    "nnUNetv2_train": "run/run_training.py",
+    "nnUNetv2_predict": "inference/predict_from_raw_data.py",
+    "nnUNetv2_preprocess": "experiment_planning/plan_and_preprocess_entrypoints.py",
+}
+"""Commands of nnU-Net → files with their flags."""
+
+
+def refuse_unknown_flags(words: list[str], file: Path) -> None:
+    for flag in (word for word in words if word.startswith("-") and word != "-m"):
+        assert re.search(rf"""["']{flag}["']""", file.read_text()), f"{flag} is no flag in {file.name}"
+
+
+def test_the_readme_names_the_versions_of_python_that_are_declared():
+    declared = re.search(r'^requires-python = ">=(.+)"$', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)
+    assert f"Python ≥ {declared[1]}," in README  # type: ignore[index]
+
+
+def test_exit_codes_of_the_page(monkeypatch, capsys):
+    told = dict(
+        re.findall(r"(\d+): ([^.:]+)", PAGES["workflow.md"].partition("**Exit codes.**")[2].partition("```")[0])
+    )
+    assert set(told) == {"0", "1", "2", "130"}
+    assert run_genesis("trainers") == 0
+    for raised, code in ((GenesisError("wrong"), 1), (KeyboardInterrupt(), 130)):
+
+        def fail(_: Any, raised: BaseException = raised) -> int:
+            raise raised
+
+        monkeypatch.setattr(cli, "_trainers", fail)
+        assert run_genesis("trainers") == code
+        assert capsys.readouterr().err.count("\n") == 1
+    assert cli.LEFT_OUT == 2
+    with pytest.raises(SystemExit) as end:
+        run_genesis("trainers", "--wrong")
+    assert end.value.code == 2
+
+
+def test_the_classification_of_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, network = checkpoint(tmp_path, "plain 3D", ["T1"])
+    path.rename("checkpoint_final.pth")
+    names: dict[str, Any] = {"image": torch.randn(2, 1, 8, 8, 16)}
+    (program,) = blocks("python", PAGES["classification.md"])
+    exec(program, names)
+    assert names["classifier"](names["image"]).shape == (2, 2)
+    assert names["vector"].shape == (2, names["encoder"].widths[-1])
+    for ours, theirs in zip(names["features"], network.encoder(names["image"]), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_the_readme_shows_the_whole_workflow_and_is_short():

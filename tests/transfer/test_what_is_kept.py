@@ -11,12 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nnunet_genesis.errors import TransferError
+from nnunet_genesis.networks.build import skeleton
 from nnunet_genesis.networks.layout import STEM
 from nnunet_genesis.transfer.channels import PREVIOUS_STAGE
 from nnunet_genesis.transfer.matching import match
 from nnunet_genesis.transfer.report import Ledger
 from tests.conftest import REPOSITORY
 from tests.transfer.networks import architecture, build, periodic, source
+from tests.transfer.test_matrix import (
+    test_what_the_pages_say_of_default_plans_in_two_and_three_dimensions as at_full_size,
+)
 
 PAGE = (REPOSITORY / "docs" / "transfer.md").read_text()
 FLAT = [[1, 1, 1], [1, 2, 2], [1, 2, 2]]
@@ -92,7 +97,7 @@ CHANGES = {
     "norms or activations are other functions": Change({}, {"nonlin": "torch.nn.ReLU"}),
     "further input channels beside namesakes": Change(ours=("T1", "FLAIR", "PD"), seen=extended),
     "the labels of a cascade's first stage": Change(ours=(*ONE, *LABELS), seen=extended),
-    "input channels in another order": Change(channels=TWO, ours=TWO[::-1], seen=lambda image: image.flip(1)),
+    "input channels in another order": Change(channels=TWO, ours=("t2", "t1"), seen=lambda image: image.flip(1)),
     "some of the checkpoint's input channels are missing": Change(
         channels=TWO, ours=ONE, special=("images without them only", without(1)), seen=lambda image: image[:, :1]
     ),
@@ -173,3 +178,39 @@ def test_every_row_of_the_table_is_computed_and_no_other():
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_row_of_the_table(change, kind):
     assert table()[change] == kept(kind, CHANGES[change])
+
+
+RESIDUAL = "dynamic_network_architectures.building_blocks.residual."
+FAMILIES = {
+    "`PlainConvUNet`": architecture(),
+    "`BasicBlockD`": architecture("residual"),
+    "`BottleneckD`": architecture("residual", block=f"{RESIDUAL}BottleneckD", bottleneck_channels=[2, 3, 4]),
+    "`UNet3D`": {
+        "network_class_name": "nnunet_genesis.unet3d.UNet3D",
+        "arch_kwargs": {"features_per_stage": [4, 6, 8], "strides": CUBIC},
+        "_kw_requires_import": [],
+    },
+}
+FAMILIES["`BottleneckD`"]["_kw_requires_import"].append("block")
+
+
+@pytest.mark.parametrize("wanted", FAMILIES)
+@pytest.mark.parametrize("given", FAMILIES)
+def test_nothing_is_carried_between_the_networks_that_the_page_names(given, wanted):
+    refusal = PAGE[PAGE.index("**Other blocks.**") :].split("\n-")[0]
+    assert given in refusal
+    networks = [skeleton(FAMILIES[each], 1) for each in (given, wanted)]
+    if given == wanted:
+        assert match(source(FAMILIES[given], networks[0], ONE), networks[1], ONE).coverage == 1
+    else:
+        with pytest.raises(TransferError, match="convolutions of the one have no counterpart"):
+            match(source(FAMILIES[given], networks[0], ONE), networks[1], ONE)
+
+
+def test_the_shares_that_the_page_gives_are_those_of_the_test_at_full_size():
+    told = PAGE[PAGE.index("nnU-Net's default plans end") :].split("\n\n")[0]
+    (shares,) = (mark.args[1] for mark in at_full_size.pytestmark if mark.name == "parametrize")
+    for dimensions in ((2, 3), (3, 2)):
+        alone, resized = zip(*(row[3:] for row in shares if row[1] == dimensions), strict=True)
+        for low, high in (alone, resized):
+            assert f"{low:.0%}"[:-1] + (f"\N{EN DASH}{high:.0%}"[:-1] if high > low else "") in told or low == high == 1
