@@ -97,7 +97,7 @@ CHANGES = {
     "norms or activations are other functions": Change({}, {"nonlin": "torch.nn.ReLU"}),
     "further input channels beside namesakes": Change(ours=("T1", "FLAIR", "PD"), seen=extended),
     "the labels of a cascade's first stage": Change(ours=(*ONE, *LABELS), seen=extended),
-    "input channels in another order": Change(channels=TWO, ours=("t2", "t1"), seen=lambda image: image.flip(1)),
+    "input channels in another order": Change(channels=TWO, ours=("T2", "t1"), seen=lambda image: image.flip(1)),
     "some of the checkpoint's input channels are missing": Change(
         channels=TWO, ours=ONE, special=("images without them only", without(1)), seen=lambda image: image[:, :1]
     ),
