@@ -175,7 +175,7 @@ def assert_leading_channels_are_the_same(ledger: Ledger, kind: str, task: str, o
         ("residual", (3, 2), (6, 7), 0.09, 0.47),
     ],
 )
-def test_what_the_readme_says_of_default_plans_in_two_and_three_dimensions(kind, dims, stages, alone, resized):
+def test_what_the_pages_say_of_default_plans_in_two_and_three_dimensions(kind, dims, stages, alone, resized):
     """At full size, without memory: networks on torch's meta device."""
     blocks = {
         dim: architecture(
