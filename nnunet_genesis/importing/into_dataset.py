@@ -30,7 +30,7 @@ class ImportReport:
         folder: The dataset.
         imported: Number of cases written in this run.
         already_there: Number of cases found finished.
-        rejected: PretrainedNetwork → why it was not imported; includes those rejected by an earlier run and unchanged.
+        rejected: Source → why it was not imported; includes those rejected by an earlier run and unchanged.
     """
 
     folder: Path
