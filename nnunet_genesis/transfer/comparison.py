@@ -46,11 +46,11 @@ def _with_weights(source: PretrainedNetwork, dtype: torch.dtype) -> nn.Module:
     """The checkpoint's network with the checkpoint's own tensors, heads aside; biases that are missing are zero."""
     network = skeleton(source.architecture, source.input_channels).eval()
     for path, module in network.named_modules():
-        for role, shape in [*module.named_parameters(path, False), *module.named_buffers(path, False)]:
-            tensor = source.weights.get(role, torch.zeros(shape.shape))
+        for name, shape in [*module.named_parameters(path, False), *module.named_buffers(path, False)]:
+            tensor = source.weights.get(name, torch.zeros(shape.shape))
             tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
-            held = nn.Parameter(tensor, False) if isinstance(shape, nn.Parameter) else tensor
-            setattr(module, role.rpartition(".")[2], held)
+            value = nn.Parameter(tensor, False) if isinstance(shape, nn.Parameter) else tensor
+            setattr(module, name.rpartition(".")[2], value)
         if isinstance(module, nn.Conv2d | nn.Conv3d):  # nnU-Net v1's decoders have kernels of their own
             module.padding = tuple((edge - 1) // 2 for edge in module.weight.shape[2:])
     return network
@@ -68,8 +68,8 @@ def _outputs(source: Any, target: Any, matrix: torch.Tensor) -> Iterator[tuple[t
     strides = target.encoder.strides
     for stages, stride in zip(zip(_encoder(source), _encoder(target), strict=True), strides, strict=True):
         features = noise(widths[-1][1] if widths else len(matrix), stride)
-        ours = features[:, : widths[-1][0]] if widths else torch.einsum("ts,bt...->bs...", matrix, features)
-        before, after = stages[0](ours), stages[1](features)
+        shared = features[:, : widths[-1][0]] if widths else torch.einsum("ts,bt...->bs...", matrix, features)
+        before, after = stages[0](shared), stages[1](features)
         widths.append((before.shape[1], after.shape[1]))
         yield before, after
     for index, stride in enumerate(strides[:0:-1]):

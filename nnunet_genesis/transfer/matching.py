@@ -36,31 +36,35 @@ def match(
     Raises:
         TransferError: The networks are of different families, or the source contradicts itself.
     """
-    bones = skeleton(source.architecture, source.input_channels)
-    before, after = describe(bones), describe(network)
-    refuse_other_family(before, after)
-    if after.layers[Place(STEM, 0)].inputs != (len(channels),):
-        raise TransferError(f"{len(channels)} names for {after.layers[Place(STEM, 0)].inputs[0]} input channels.")
-    tensors = {place: _tensors(layer, before.axes, source.weights) for place, layer in before.layers.items()}
+    built = skeleton(source.architecture, source.input_channels)
+    source_layout, target_layout = describe(built), describe(network)
+    refuse_other_family(source_layout, target_layout)
+    if target_layout.layers[Place(STEM, 0)].inputs != (len(channels),):
+        raise TransferError(
+            f"{len(channels)} names for {target_layout.layers[Place(STEM, 0)].inputs[0]} input channels."
+        )
+    tensors = {
+        place: _tensors(layer, source_layout.axes, source.weights) for place, layer in source_layout.layers.items()
+    }
     mixture = channel_mixture(source.channel_labels, channels)
-    report = TransferReport(remarks=[*source.notes, *resampled(before, after)])
+    report = TransferReport(remarks=[*source.notes, *resampled(source_layout, target_layout)])
     report.remarks += _channel_remark(source, channels, mixture.rule)
-    for text, part in differences(before, after):
+    for text, part in differences(source_layout, target_layout):
         report.add_limit(text, part)
     report.add_limit(channel_limit(mixture.matrix, source.channel_labels), STEM)
     initial = network.state_dict()
-    for place, layer in after.layers.items():
+    for place, layer in target_layout.layers.items():
         start = {role: initial[name] for role, name in layer.tensors.items()}
-        reason = _without_counterpart(place, before)
+        reason = _without_counterpart(place, source_layout)
         if reason is None:
-            records, limits = carry(before.layers[place], layer, tensors[place], start, mixture, resize_widths)
+            records, limits = carry(source_layout.layers[place], layer, tensors[place], start, mixture, resize_widths)
         else:
-            records, limits = _alone(layer, before, start, reason)
+            records, limits = _alone(layer, source_layout, start, reason)
         report.records += records
         for text in limits:
             report.add_limit(text, layer.part)
-    _list_unused(report, before, after, tensors)
-    known = bones.state_dict()
+    _list_unused(report, source_layout, target_layout, tensors)
+    known = built.state_dict()
     report.unused |= {name: tensor.numel() for name, tensor in source.weights.items() if name not in known}
     return report
 
