@@ -150,15 +150,15 @@ def _units(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield path, inner
 
 
-def _block(place: Place, block: nn.Module, names: dict[int, str], raised: int = 0) -> Iterator[Layer]:
-    """The convolutions of a block; the first `raised` channels that it reads are up-sampled, the others a skip."""
+def _block(place: Place, block: nn.Module, names: dict[int, str], up_sampled: int = 0) -> Iterator[Layer]:
+    """The convolutions of a block; the first `up_sampled` channels that it reads are up-sampled, the others a skip."""
     units = [(path.split(".")[0], unit) for path, unit in _units(block)]
     roles = [role for role, _ in units if role.startswith("conv")]
     for role, unit in units:
-        yield _layer(place._replace(role=role), unit, names, raised, last=roles[-1:] == [role])
+        yield _layer(place._replace(role=role), unit, names, up_sampled, last=roles[-1:] == [role])
 
 
-def _layer(place: Place, unit: Any, names: dict[int, str], raised: int = 0, last: bool = False) -> Layer:
+def _layer(place: Place, unit: Any, names: dict[int, str], up_sampled: int = 0, last: bool = False) -> Layer:
     """Describe a bare convolution or a unit with `conv` and `norm`."""
     conv = unit if isinstance(unit, _ConvNd) else unit.conv
     tensors = {role: names[id(tensor)] for role, tensor in conv.state_dict(keep_vars=True).items()}
@@ -166,7 +166,7 @@ def _layer(place: Place, unit: Any, names: dict[int, str], raised: int = 0, last
     if norm is not None:
         tensors |= {f"norm.{role}": names[id(tensor)] for role, tensor in norm.state_dict(keep_vars=True).items()}
     width, reads = int(conv.out_channels), int(conv.in_channels)
-    inputs = (raised, reads - raised) if 0 < raised < reads else (reads,)
+    inputs = (up_sampled, reads - up_sampled) if 0 < up_sampled < reads else (reads,)
     return Layer(place, _three_axes(conv.kernel_size), _three_axes(conv.stride), inputs, width, tensors, last)
 
 

@@ -14,6 +14,7 @@ from nnunet_genesis.checkpoints.saving import versions
 from nnunet_genesis.errors import TransferError
 from nnunet_genesis.files import read_json, sha256, write_json, written_atomically
 from nnunet_genesis.networks.build import target_network
+from nnunet_genesis.networks.pretrained import PretrainedNetwork
 from nnunet_genesis.nnunet_dataset import (
     check_configuration,
     new_plans_file,
@@ -86,16 +87,23 @@ def transfer(
     settings, report = FineTuningSettings(**default | schedule), None
     if checkpoint is not None:
         network, channels = target_network(plans, configuration, read_dataset_json(dataset))
-        source = read_pretrained(checkpoint)
-        report = match(source, network, channels, resize_widths)
-        report.refuse_low_coverage(min_coverage)
-        report.apply(network)
-        if not report.limits:
-            report.difference = largest_difference(source, network, channels)
+        report = _fill(network, channels, read_pretrained(checkpoint), min_coverage, resize_widths)
         settings = _write(network, report, checkpoint, settings, path.with_name(f"{path.stem}_{configuration}.pth"))
     blocks = _other_configurations(path, plans) | {configuration: settings.block()}
     write_json({**plans, "plans_name": new_plans_name, "genesis": {"fine_tuning": blocks}}, path)
     return Transferred(path, report)
+
+
+def _fill(
+    network: nn.Module, channels: list[str], source: PretrainedNetwork, min_coverage: float, resize_widths: bool
+) -> TransferReport:
+    """Write a checkpoint's weights into a network, and run both where no rule says that they differ."""
+    report = match(source, network, channels, resize_widths)
+    report.refuse_low_coverage(min_coverage)
+    report.apply(network)
+    if not report.limits:
+        report.difference = largest_difference(source, network, channels)
+    return report
 
 
 def _write(

@@ -86,7 +86,7 @@ def resize_vector(vector: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
     return resized
 
 
-def passing_on(initial: torch.Tensor) -> torch.Tensor:
+def identity_kernel(initial: torch.Tensor) -> torch.Tensor:
     """A weight of the shape of `initial`, 2D or 3D, that gives out its last inputs unchanged.
 
     Of a decoder's concatenated inputs these are the skip, so that the convolution ignores what is up-sampled.

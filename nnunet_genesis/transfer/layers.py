@@ -10,7 +10,7 @@ from nnunet_genesis.networks.layout import STEM, Layer
 from nnunet_genesis.networks.wording import axes_where, times
 from nnunet_genesis.transfer.channels import ChannelMixture, adapt_input_channels
 from nnunet_genesis.transfer.kernels import (
-    passing_on,
+    identity_kernel,
     resize_kernel,
     resize_transposed_kernel,
     resize_vector,
@@ -24,18 +24,25 @@ def start_anew(target: Layer, initial: Mapping[str, torch.Tensor], reason: Reaso
     return [_record(target, role, initial, State.INITIALISED, (reason,)) for role in target.tensors]
 
 
-def start_passing_on(target: Layer, initial: Mapping[str, torch.Tensor], reason: Reason) -> list[TensorRecord]:
+def start_anew_limited(
+    target: Layer, initial: Mapping[str, torch.Tensor], reason: Reason
+) -> tuple[list[TensorRecord], list[str]]:
+    """The same, and the limit that follows: the source has something else, or nothing, in this place."""
+    return start_anew(target, initial, reason), [f"starts anew: {reason}"]
+
+
+def start_as_identity(target: Layer, initial: Mapping[str, torch.Tensor], reason: Reason) -> list[TensorRecord]:
     """A layer without counterpart that disturbs as little as it can.
 
     The last norm of a residual block starts at zero: the block gives out the activation of its input. A plain
     convolution gives out its last inputs (in a decoder: the skip), which its norm and activation then change.
     """
     if not target.place.role:
-        cause, values = Cause.PASSES_ON, {"weight": passing_on(initial["weight"])}
+        cause, values = Cause.IDENTITY, {"weight": identity_kernel(initial["weight"])}
     else:
         added = [role for role in ("norm.weight", "norm.bias") if role in initial] or ["weight", "bias"]
         zeros = {role: torch.zeros_like(tensor) for role, tensor in initial.items() if role in added}
-        cause, values = Cause.ADDS_NOTHING, zeros if target.last else {}
+        cause, values = Cause.ZERO_RESIDUAL, zeros if target.last else {}
     records = []
     for role in target.tensors:
         reasons = (reason, Reason(cause)) if role in values else (reason,)
@@ -43,7 +50,7 @@ def start_passing_on(target: Layer, initial: Mapping[str, torch.Tensor], reason:
     return records
 
 
-def carry(
+def transfer_layer(
     source: Layer, target: Layer, tensors: Mapping[str, torch.Tensor], initial: Mapping[str, torch.Tensor],
     channels: ChannelMixture, other_widths: bool,
 ) -> tuple[list[TensorRecord], list[str]]:  # fmt: skip
@@ -61,40 +68,35 @@ def carry(
         A record for each role of the target, and the limits: where the layer does not respond as it did.
     """
     if "weight" not in tensors:
-        absent = Reason(Cause.NO_TENSOR)
-        return start_anew(target, initial, absent), [f"starts anew: {absent}"]
+        return start_anew_limited(target, initial, Reason(Cause.NO_TENSOR))
     resized = source.width != target.width or (target.place.side != STEM and source.inputs != target.inputs)
     share = min(source.width, target.width) / target.width
     if resized and not other_widths:
-        reasons, found = (_widths_changed(source, target),), {*tensors, "bias"}  # a bias that is not there is zero
-        records = [
-            _record(target, role, initial, State.INITIALISED, reasons, resizable=share * (role in found))
+        reasons = (_widths_changed(source, target),)
+        shares = {"bias": 1.0, **dict.fromkeys(tensors, share)}  # a bias that is not there is zero
+        anew = [
+            _record(target, role, initial, State.INITIALISED, reasons, resizable=shares.get(role, 0.0))
             for role in target.tensors
         ]
-        return records, ["starts anew where channels differ, as other widths were not asked for"]
+        return anew, ["starts anew where channels differ, as other widths were not asked for"]
     try:
-        weight, steps, limits = _carry_weight(source, target, tensors["weight"], initial["weight"], channels)
+        weight, steps, limits = _transfer_weight(source, target, tensors["weight"], initial["weight"], channels)
     except ValueError:
-        kernels = (times(_three_axes(tensors["weight"]).shape[2:]), times(target.kernel))
-        no_centre = Reason(Cause.NO_CENTRE, kernels)
-        return start_anew(target, initial, no_centre), [f"starts anew: {no_centre}"]
+        kernel = _three_axes(tensors["weight"]).shape[2:]
+        return start_anew_limited(target, initial, Reason(Cause.NO_CENTRE, (times(kernel), times(target.kernel))))
     state = State.COPIED if weight is tensors["weight"] else State.ADAPTED
-    records = [_record(target, "weight", initial, state, steps, weight, share)]
     moved = bias_in_norm(tensors, target)
+    records = {"weight": _record(target, "weight", initial, state, steps, weight, share)}
     for role in [role for role in target.tensors if role != "weight"]:
-        if role in moved:
-            vector, how = resize_vector(moved[role], initial[role]), (Reason(Cause.BIAS_MOVED),)
-            records.append(_record(target, role, initial, State.ADAPTED, how, vector, share))
-        else:
-            records.append(_carry_vector(target, role, tensors.get(role), initial, share))
-        if records[-1].value is None:
+        records[role] = _transfer_vector(target, role, tensors, moved, initial, share)
+        if records[role].value is None:
             limits.append(f"{role} is not in the checkpoint")
     # a norm by the statistics of what it reads cancels a bias
     cancelled = {"bias"} if moved or "norm.weight" in initial else set()
     limits += [
         f"the target has no {role} here, the checkpoint has" for role in tensors if role not in {*initial, *cancelled}
     ]
-    return records, limits
+    return list(records.values()), limits
 
 
 def bias_in_norm(tensors: Mapping[str, torch.Tensor], target: Layer) -> dict[str, torch.Tensor]:
@@ -118,7 +120,7 @@ def _record(
     return TensorRecord(target.tensors[role], target.part, count, state, reasons, value, **numbers)
 
 
-def _carry_weight(
+def _transfer_weight(
     source: Layer, target: Layer, weight: torch.Tensor, initial: torch.Tensor, channels: ChannelMixture
 ) -> tuple[torch.Tensor, tuple[Reason, ...], list[str]]:
     """The weight in the target's shape (the source's own tensor if nothing changes), the steps, and the limits."""
@@ -150,20 +152,24 @@ def _carry_weight(
     return weight, tuple(steps), limits
 
 
-def _carry_vector(
-    target: Layer, role: str, vector: torch.Tensor | None, initial: Mapping[str, torch.Tensor], share: float
-) -> TensorRecord:
-    """A bias or a part of a norm; a bias that the source lacks is zero."""
+def _transfer_vector(
+    target: Layer, role: str, tensors: Mapping[str, torch.Tensor], moved: Mapping[str, torch.Tensor],
+    initial: Mapping[str, torch.Tensor], share: float,
+) -> TensorRecord:  # fmt: skip
+    """A bias or a part of a norm, in place of which comes what is in `moved`; a bias that the source lacks is zero."""
     start = initial[role]
-    if vector is None and role == "bias":
-        zero = torch.zeros_like(start)
-        return _record(target, role, initial, State.ADAPTED, (Reason(Cause.NO_BIAS),), zero, 1.0)
-    if vector is None:
+    if role in moved:
+        value, reasons = resize_vector(moved[role], start), (Reason(Cause.BIAS_MOVED),)
+        return _record(target, role, initial, State.ADAPTED, reasons, value, share)
+    if role not in tensors and role == "bias":
+        return _record(target, role, initial, State.ADAPTED, (Reason(Cause.NO_BIAS),), torch.zeros_like(start), 1.0)
+    if role not in tensors:
         return _record(target, role, initial, State.INITIALISED, (Reason(Cause.NO_TENSOR),))
+    vector = tensors[role]
     if vector.shape == start.shape:
         return _record(target, role, initial, State.COPIED, (), vector, 1.0)
-    how = (Reason(Cause.WIDTH, (len(vector), len(start))),)
-    return _record(target, role, initial, State.ADAPTED, how, resize_vector(vector, start), share)
+    reasons = (Reason(Cause.WIDTH, (len(vector), len(start))),)
+    return _record(target, role, initial, State.ADAPTED, reasons, resize_vector(vector, start), share)
 
 
 def _kernel_limits(source: tuple[int, ...], target: tuple[int, ...]) -> list[str]:

@@ -13,7 +13,13 @@ from nnunet_genesis.networks.layout import HEADS, STEM, Layer, Layout, Place, de
 from nnunet_genesis.networks.pretrained import PretrainedNetwork
 from nnunet_genesis.transfer.channels import channel_limit, channel_mixture
 from nnunet_genesis.transfer.differences import differences, resampled
-from nnunet_genesis.transfer.layers import bias_in_norm, carry, start_anew, start_passing_on
+from nnunet_genesis.transfer.layers import (
+    bias_in_norm,
+    start_anew,
+    start_anew_limited,
+    start_as_identity,
+    transfer_layer,
+)
 from nnunet_genesis.transfer.records import Cause, Reason, State, TensorRecord
 from nnunet_genesis.transfer.report import TransferReport
 
@@ -39,13 +45,11 @@ def match(
     built = skeleton(source.architecture, source.input_channels)
     source_layout, target_layout = describe(built), describe(network)
     refuse_other_family(source_layout, target_layout)
-    if target_layout.layers[Place(STEM, 0)].inputs != (len(channels),):
-        raise TransferError(
-            f"{len(channels)} names for {target_layout.layers[Place(STEM, 0)].inputs[0]} input channels."
-        )
-    tensors = {
-        place: _tensors(layer, source_layout.axes, source.weights) for place, layer in source_layout.layers.items()
-    }
+    inputs = sum(target_layout.layers[Place(STEM, 0)].inputs)
+    if inputs != len(channels):
+        raise TransferError(f"{len(channels)} names for {inputs} input channels.")
+    axes, layers = source_layout.axes, source_layout.layers
+    tensors = {place: _tensors(layer, axes, source.weights) for place, layer in layers.items()}
     mixture = channel_mixture(source.channel_labels, channels)
     report = TransferReport(remarks=[*source.notes, *resampled(source_layout, target_layout)])
     report.remarks += _channel_remark(source, channels, mixture.rule)
@@ -57,9 +61,11 @@ def match(
         start = {role: initial[name] for role, name in layer.tensors.items()}
         reason = _without_counterpart(place, source_layout)
         if reason is None:
-            records, limits = carry(source_layout.layers[place], layer, tensors[place], start, mixture, resize_widths)
+            records, limits = transfer_layer(
+                source_layout.layers[place], layer, tensors[place], start, mixture, resize_widths
+            )
         else:
-            records, limits = _alone(layer, source_layout, start, reason)
+            records, limits = _initialised(layer, source_layout, start, reason)
         report.records += records
         for text in limits:
             report.add_limit(text, layer.part)
@@ -136,15 +142,15 @@ def _without_counterpart(place: Place, source: Layout) -> Reason | None:
     return Reason(Cause.NO_BLOCK if place.block >= blocks else Cause.NO_CONVOLUTION)
 
 
-def _alone(
+def _initialised(
     layer: Layer, source: Layout, initial: dict[str, torch.Tensor], reason: Reason
 ) -> tuple[list[TensorRecord], list[str]]:
     """What a layer without counterpart starts from."""
     if reason.cause is Cause.NO_CONVOLUTION:
-        return start_anew(layer, initial, reason), [f"starts anew: {reason}"]
+        return start_anew_limited(layer, initial, reason)
     replaces_bottleneck = layer.place[:2] == ("decoder", len(source.sampling) - 1)
     if replaces_bottleneck or reason.cause is Cause.NO_BLOCK:
-        return start_passing_on(layer, initial, reason), []
+        return start_as_identity(layer, initial, reason), []
     return start_anew(layer, initial, reason), []
 
 

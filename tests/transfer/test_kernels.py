@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
 from nnunet_genesis.transfer.kernels import (
-    passing_on,
+    identity_kernel,
     resize_kernel,
     resize_transposed_kernel,
     resize_vector,
@@ -125,4 +125,4 @@ def test_narrower_layers_are_the_leading_slice():
 @pytest.mark.parametrize("inputs", [3, 7])
 def test_passing_on_gives_out_the_last_inputs(edges, inputs):
     image = torch.randn(1, inputs, 4, 5, 6, dtype=torch.float64)
-    assert torch.equal(convolved(image, passing_on(weight_of(edges, inputs))), image[:, -3:])
+    assert torch.equal(convolved(image, identity_kernel(weight_of(edges, inputs))), image[:, -3:])

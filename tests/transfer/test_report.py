@@ -78,6 +78,7 @@ def test_other_widths_start_anew_and_too_little_coverage_stops():
         report.refuse_low_coverage(0.6)
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", ["plain", "residual"])
 @pytest.mark.parametrize(
     ("wanted", "resize", "suggested"),
@@ -89,9 +90,10 @@ def test_other_widths_start_anew_and_too_little_coverage_stops():
         ({"features": (4, 6, 10), "norm_op": "torch.nn.BatchNorm3d", "norm_op_kwargs": {}}, False, True),
     ],
 )
-def test_other_widths_are_suggested_where_they_help(kind, wanted, resize, suggested):
+def test_other_widths_are_suggested_where_they_help(kind, bias, wanted, resize, suggested):
     """And the message says how much they would bring: exactly what is then taken over."""
-    given = source(architecture(kind), unet(kind), names(1))
+    block = architecture(kind, conv_bias=bias)
+    given = source(block, build(block), names(1))
     target = build(architecture(kind, **wanted), seed=1)
     with pytest.raises(TransferError) as error:
         match(given, target, names(1), resize).refuse_low_coverage(0.99)
