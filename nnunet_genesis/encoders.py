@@ -130,11 +130,11 @@ def load_encoder(checkpoint: str | Path, channels: Sequence[str] | None = None, 
         raise TransferError('channels takes a list of names, e.g. channels=["T1", "T2"].')
     encoder = _fresh(source.architecture, len(ours))
     if pretrained:
-        matrix, rule = channel_mixture(theirs, ours)
-        if channels is not None and rule != "by name":
-            text = f"{path}: input channels {', '.join(ours)} for {', '.join(theirs)}: {rule}"
+        mixture = channel_mixture(theirs, ours)
+        if channels is not None and mixture.rule != "by name":
+            text = f"{path}: input channels {', '.join(ours)} for {', '.join(theirs)}: {mixture.rule}"
             warnings.warn(text, stacklevel=2)
-        _load(encoder, source.weights, matrix, path)
+        _load(encoder, source.weights, mixture.matrix, path)
     arguments = source.architecture["arch_kwargs"]
     return Encoder(encoder, ours, arguments["features_per_stage"], arguments["strides"], source.patch_size)
 

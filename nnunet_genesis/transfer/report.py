@@ -63,8 +63,8 @@ class TransferReport:
 
     @property
     def exact(self) -> bool:
-        """Whether both networks were compared, and agree within `ROUNDING`."""
-        return self.difference is not None and self.difference <= ROUNDING
+        """Whether no limit is known, and both networks were run and agree within `ROUNDING`."""
+        return not self.limits and self.difference is not None and self.difference <= ROUNDING
 
     @property
     def verdict(self) -> str:
@@ -82,7 +82,8 @@ class TransferReport:
         if self.difference is None:
             return f"By construction, {same}; they were not compared."
         if self.exact:
-            how = f"agree to {self.difference:.1g} of the largest" if self.difference else "are equal"
+            rounding = f"differ by rounding only (at most {self.difference:.1g} of the largest)"
+            how = rounding if self.difference else "are equal"
             return f"{same.capitalize()}: run on the same noise, the features of all stages {how}."
         return (
             "It should compute what the checkpoint's network computes, but does not: run on the same noise, features "
