@@ -276,8 +276,8 @@ def _transfer(chosen: argparse.Namespace) -> int:
         chosen.checkpoint, dataset, chosen.p, chosen.c, new_plans, given(chosen, FineTuningSettings),
         chosen.min_coverage, chosen.resize_widths,
     )  # fmt: skip
-    if done.ledger is not None:
-        print(done.ledger.table())
+    if done.report is not None:
+        print(done.report.table())
     print(f"Wrote {done.plans_file}. Now fine-tune{' (from scratch)' if chosen.from_scratch else ''}:")
     print(f"  nnUNetv2_train {chosen.d} {chosen.c} FOLD -tr nnUNetTrainerGenesisFinetune -p {new_plans}")
     return 0

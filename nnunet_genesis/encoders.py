@@ -13,7 +13,7 @@ from torch import nn
 
 from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.errors import CheckpointError, TransferError
-from nnunet_genesis.networks.tied_names import effective, name_groups
+from nnunet_genesis.networks.tied_names import name_groups
 from nnunet_genesis.networks.wording import times
 from nnunet_genesis.transfer.channels import adapt_input_channels, channel_mixture
 
@@ -130,11 +130,11 @@ def load_encoder(checkpoint: str | Path, channels: Sequence[str] | None = None, 
         raise TransferError('channels takes a list of names, e.g. channels=["T1", "T2"].')
     encoder = _fresh(source.architecture, len(ours))
     if pretrained:
-        mixture, rule = channel_mixture(theirs, ours)
-        if channels is not None and rule != "by name":
-            text = f"{path}: input channels {', '.join(ours)} for {', '.join(theirs)}: {rule}"
+        mixture = channel_mixture(theirs, ours)
+        if channels is not None and mixture.rule != "by name":
+            text = f"{path}: input channels {', '.join(ours)} for {', '.join(theirs)}: {mixture.rule}"
             warnings.warn(text, stacklevel=2)
-        _load(encoder, source.weights, mixture, path)
+        _load(encoder, source.weights, mixture.matrix, path)
     arguments = source.architecture["arch_kwargs"]
     return Encoder(encoder, ours, arguments["features_per_stage"], arguments["strides"], source.patch_size)
 
@@ -151,14 +151,12 @@ def _fresh(architecture: Mapping[str, Any], channels: int) -> nn.Module:
     return encoder
 
 
-def _load(encoder: nn.Module, weights: Mapping[str, torch.Tensor], mixture: torch.Tensor, path: Path) -> None:
+def _load(encoder: nn.Module, weights: Mapping[str, torch.Tensor], matrix: torch.Tensor, path: Path) -> None:
     """Write the checkpoint's weights into an encoder, those of the first convolution mixed to its channels."""
-    given = {name.removeprefix("encoder."): tensor for name, tensor in weights.items() if name.startswith("encoder.")}
-    found: dict[str, torch.Tensor] = {}
-    for position, names in enumerate(name_groups(encoder).values()):
-        tensor = effective(names, given)
-        if tensor is None:
-            raise CheckpointError(f"{path} has no complete encoder: encoder.{names[0]} is missing.")
-        # the convolution that reads the image is registered first
-        found |= dict.fromkeys(names, tensor if position else adapt_input_channels(tensor, mixture))
-    encoder.load_state_dict(found, strict=True)
+    first, *others = name_groups(encoder)  # the convolution that reads the image is registered first
+    found = {name: weights[f"encoder.{name}"] for name in (first, *others) if f"encoder.{name}" in weights}
+    for name in (first, *others):
+        if name not in found:
+            raise CheckpointError(f"{path} has no complete encoder: encoder.{name} is missing.")
+    found[first] = adapt_input_channels(found[first], matrix)
+    encoder.load_state_dict(found, strict=False)  # a tensor's other names share its memory

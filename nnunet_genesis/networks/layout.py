@@ -17,6 +17,9 @@ STEM = "stem"
 AXES = 3
 """Every network is described with three spatial axes; a 2D one has kernels and strides 1 along the first."""
 
+ASIDE = ("inplace", "momentum", "num_features", "num_channels", "normalized_shape")
+"""Constants of norms and activations that do not change what a trained layer computes, or are its width."""
+
 
 class Place(NamedTuple):
     """Where a convolution sits. Two convolutions of equal place in two networks are counterparts.
@@ -70,9 +73,8 @@ class Layout:
         axes: Spatial axes, 2 or 3.
         layers: In the order of computation.
         sampling: Down-sampling of each encoder stage against the image, per axis.
-        operations: Norms and activations, e.g. "InstanceNorm eps 1e-05, LeakyReLU negative_slope 0.01".
+        operations: Norms and activations in their order, e.g. "InstanceNorm (eps 1e-05, affine), ReLU".
         pooling: "average" where skips of the encoder are pooled (residual blocks), "maximum" where features are.
-        names: First name of each tensor → all its names.
     """
 
     family: str
@@ -81,7 +83,6 @@ class Layout:
     sampling: list[tuple[int, ...]]
     operations: tuple[str, ...]
     pooling: str
-    names: dict[str, list[str]]
 
     def blocks(self, side: str, level: int) -> int:
         """Number of blocks of a stage; in a plain encoder the stem is the first of the finest stage."""
@@ -99,21 +100,21 @@ def describe(network: nn.Module) -> Layout:
     decoder: Any = getattr(network, "decoder", None)
     if not (hasattr(encoder, "stages") and hasattr(decoder, "transpconvs") and hasattr(decoder, "seg_layers")):
         raise TransferError(f"A {type(network).__name__} is no U-Net of nnU-Net: its stages cannot be told apart.")
-    names = name_groups(network)
     tensors = network.state_dict(keep_vars=True)
-    layers = {layer.place: layer for layer in _walk(network, {id(tensors[name]): name for name in names})}
-    unknown = set(names) - {name for layer in layers.values() for name in layer.tensors.values()}
+    names = {id(tensors[name]): name for name in name_groups(network)}
+    layers = {layer.place: layer for layer in _walk(network, names)}
+    unknown = set(names.values()) - {name for layer in layers.values() for name in layer.tensors.values()}
     if unknown:
         raise TransferError(f"The {type(network).__name__} has tensors of an unknown kind, e.g. {min(unknown)}.")
     sampling = [(1,) * AXES]
     for stride in encoder.strides:
-        sampling.append(tuple(a * b for a, b in zip(sampling[-1], _lifted(stride), strict=True)))
+        sampling.append(tuple(a * b for a, b in zip(sampling[-1], _three_axes(stride), strict=True)))
     units = [unit for _, unit in _units(network)]
     stage = _blocks(encoder.stages[0])[0]
     family = type(network).__name__ + (f" ({type(stage).__name__})" if hasattr(stage, "conv1") else "")
     axes, kinds = units[0].conv.weight.ndim - 2, " ".join(type(module).__name__ for module in encoder.modules())
     pooling = "average" if "AvgPool" in kinds else "maximum" if "MaxPool" in kinds else ""
-    return Layout(family, axes, layers, sampling[1:], _operations(network), pooling, names)
+    return Layout(family, axes, layers, sampling[1:], _operations(network), pooling)
 
 
 def _walk(network: Any, names: dict[int, str]) -> Iterator[Layer]:
@@ -149,15 +150,15 @@ def _units(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield path, inner
 
 
-def _block(place: Place, block: nn.Module, names: dict[int, str], raised: int = 0) -> Iterator[Layer]:
-    """The convolutions of a block; the first `raised` channels that it reads are up-sampled, the others a skip."""
+def _block(place: Place, block: nn.Module, names: dict[int, str], up_sampled: int = 0) -> Iterator[Layer]:
+    """The convolutions of a block; the first `up_sampled` channels that it reads are up-sampled, the others a skip."""
     units = [(path.split(".")[0], unit) for path, unit in _units(block)]
     roles = [role for role, _ in units if role.startswith("conv")]
     for role, unit in units:
-        yield _layer(place._replace(role=role), unit, names, raised, last=roles[-1:] == [role])
+        yield _layer(place._replace(role=role), unit, names, up_sampled, last=roles[-1:] == [role])
 
 
-def _layer(place: Place, unit: Any, names: dict[int, str], raised: int = 0, last: bool = False) -> Layer:
+def _layer(place: Place, unit: Any, names: dict[int, str], up_sampled: int = 0, last: bool = False) -> Layer:
     """Describe a bare convolution or a unit with `conv` and `norm`."""
     conv = unit if isinstance(unit, _ConvNd) else unit.conv
     tensors = {role: names[id(tensor)] for role, tensor in conv.state_dict(keep_vars=True).items()}
@@ -165,11 +166,11 @@ def _layer(place: Place, unit: Any, names: dict[int, str], raised: int = 0, last
     if norm is not None:
         tensors |= {f"norm.{role}": names[id(tensor)] for role, tensor in norm.state_dict(keep_vars=True).items()}
     width, reads = int(conv.out_channels), int(conv.in_channels)
-    inputs = (raised, reads - raised) if 0 < raised < reads else (reads,)
-    return Layer(place, _lifted(conv.kernel_size), _lifted(conv.stride), inputs, width, tensors, last)
+    inputs = (up_sampled, reads - up_sampled) if 0 < up_sampled < reads else (reads,)
+    return Layer(place, _three_axes(conv.kernel_size), _three_axes(conv.stride), inputs, width, tensors, last)
 
 
-def _lifted(edges: Iterable[int]) -> tuple[int, ...]:
+def _three_axes(edges: Iterable[int]) -> tuple[int, ...]:
     """Edges per axis with 1 put before those of 2D."""
     found = tuple(int(edge) for edge in edges)
     return (1,) * (AXES - len(found)) + found
@@ -192,5 +193,8 @@ def _operations(network: nn.Module) -> tuple[str, ...]:
 
 
 def _operation(module: nn.Module) -> str:
-    details = [f"{key} {getattr(module, key):g}" for key in ("eps", "negative_slope") if hasattr(module, key)]
-    return " ".join([type(module).__name__.removesuffix("2d").removesuffix("3d"), *details])
+    """A norm or activation with what PyTorch declares constant in it, e.g. "InstanceNorm (eps 1e-05, affine)"."""
+    constants = {key: getattr(module, key) for key in getattr(module, "__constants__", ()) if key not in ASIDE}
+    words = [key if value is True else f"{key} {value}" for key, value in constants.items() if value is not False]
+    name = type(module).__name__.removesuffix("2d").removesuffix("3d")
+    return f"{name} ({', '.join(words)})" if words else name

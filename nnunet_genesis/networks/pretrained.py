@@ -19,8 +19,8 @@ class PretrainedNetwork:
     """A pre-trained network.
 
     Attributes:
-        weights: Tensors under names of the architecture's network; any of a tensor's names will do, and parts may be
-            missing. As read from a file they are under every name, so that `load_state_dict` takes them.
+        weights: Tensors, each under the first of its names in the state dict of the architecture's network; parts may
+            be missing.
         architecture: As in nnU-Net's plans: "network_class_name", "arch_kwargs", "_kw_requires_import".
         input_channels: Number of image channels.
         channels: Their names, None if unknown.

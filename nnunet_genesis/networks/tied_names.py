@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-import torch
 from torch import nn
 
 
@@ -18,9 +15,3 @@ def name_groups(network: nn.Module) -> dict[str, list[str]]:
     for name, tensor in network.state_dict(keep_vars=True).items():
         groups.setdefault(id(tensor), []).append(name)
     return {names[0]: names for names in groups.values()}
-
-
-def effective(names: Sequence[str], source: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-    """The tensor that a file gives to a group of names: the last one, as `load_state_dict` would; None if none."""
-    found = [source[name] for name in names if name in source]
-    return found[-1] if found else None

@@ -14,6 +14,7 @@ from nnunet_genesis.checkpoints.saving import versions
 from nnunet_genesis.errors import TransferError
 from nnunet_genesis.files import read_json, sha256, write_json, written_atomically
 from nnunet_genesis.networks.build import target_network
+from nnunet_genesis.networks.pretrained import PretrainedNetwork
 from nnunet_genesis.nnunet_dataset import (
     check_configuration,
     new_plans_file,
@@ -21,8 +22,9 @@ from nnunet_genesis.nnunet_dataset import (
     read_plans,
 )
 from nnunet_genesis.settings import FineTuningSettings
+from nnunet_genesis.transfer.comparison import largest_difference
 from nnunet_genesis.transfer.matching import match
-from nnunet_genesis.transfer.report import Ledger
+from nnunet_genesis.transfer.report import TransferReport
 
 SCHEDULE = ("epochs", "iterations", "warmup", "learning_rate", "freeze_epochs", "encoder_lr_scale")
 """The settings of fine-tuning that a user chooses when transferring."""
@@ -36,10 +38,10 @@ MIN_COVERAGE = 0.5
 
 @dataclass(frozen=True)
 class Transferred:
-    """Result of a transfer; `ledger` is None for the control arm that trains from scratch."""
+    """Result of a transfer; `report` is None for the control arm that trains from scratch."""
 
     plans_file: Path
-    ledger: Ledger | None
+    report: TransferReport | None
 
 
 def transfer(
@@ -82,24 +84,34 @@ def transfer(
         raise TransferError(f"The plans {plans_name} would be overwritten. Name others with --to.")
     path = new_plans_file(dataset, new_plans_name, "fine_tuning")
     default = {"warmup": min(50, schedule.get("epochs", FineTuningSettings.epochs) // 20)}
-    settings, ledger = FineTuningSettings(**default | schedule), None
+    settings, report = FineTuningSettings(**default | schedule), None
     if checkpoint is not None:
         network, channels = target_network(plans, configuration, read_dataset_json(dataset))
-        ledger = match(read_pretrained(checkpoint), network, channels, resize_widths)
-        ledger.refuse_low_coverage(min_coverage)
-        ledger.apply(network)
-        settings = _write(network, ledger, checkpoint, settings, path.with_name(f"{path.stem}_{configuration}.pth"))
+        report = _fill(network, channels, read_pretrained(checkpoint), min_coverage, resize_widths)
+        settings = _write(network, report, checkpoint, settings, path.with_name(f"{path.stem}_{configuration}.pth"))
     blocks = _other_configurations(path, plans) | {configuration: settings.block()}
     write_json({**plans, "plans_name": new_plans_name, "genesis": {"fine_tuning": blocks}}, path)
-    return Transferred(path, ledger)
+    return Transferred(path, report)
+
+
+def _fill(
+    network: nn.Module, channels: list[str], source: PretrainedNetwork, min_coverage: float, resize_widths: bool
+) -> TransferReport:
+    """Write a checkpoint's weights into a network, and run both where no rule says that they differ."""
+    report = match(source, network, channels, resize_widths)
+    report.refuse_low_coverage(min_coverage)
+    report.apply(network)
+    if not report.limits:
+        report.difference = largest_difference(source, network, channels)
+    return report
 
 
 def _write(
-    network: nn.Module, ledger: Ledger, checkpoint: Path, settings: FineTuningSettings, path: Path
+    network: nn.Module, report: TransferReport, checkpoint: Path, settings: FineTuningSettings, path: Path
 ) -> FineTuningSettings:
     """Write weights and report; the settings with what identifies both files."""
-    lines = {line.name: [line.state, line.why] for line in ledger.lines}
-    facts = {"source": checkpoint.name, "coverage": ledger.coverage, "tensors": lines, "versions": versions()}
+    states = {record.name: {"state": record.state.value, "reason": record.reason} for record in report.records}
+    facts = {"source": checkpoint.name, "coverage": report.coverage, "tensors": states, "versions": versions()}
     with written_atomically(path) as temporary:
         torch.save({"network_weights": network.state_dict(), "genesis": facts}, temporary)
     settings = replace(
@@ -108,18 +120,18 @@ def _write(
         sha256=sha256(path),
         source=checkpoint.name if checkpoint.parent == Path() else "/".join(checkpoint.parts[-3:]),
         source_sha256=sha256(checkpoint),
-        coverage=round(ledger.coverage, 6),
+        coverage=round(report.coverage, 6),
     )
-    _write_report(ledger, settings, path)
+    _write_report(report, settings, path)
     return settings
 
 
-def _write_report(ledger: Ledger, settings: FineTuningSettings, weights: Path) -> None:
+def _write_report(report: TransferReport, settings: FineTuningSettings, weights: Path) -> None:
     """Add a transfer to the report beside its weights; entries of other weights are kept."""
     path = weights.with_name(REPORT)
     entry = {"source": settings.source, "source_sha256": settings.source_sha256, "sha256": settings.sha256}
     others = read_json(path, "The report", "Remove it.") if path.is_file() else {}
-    write_json({**others, weights.name: entry | ledger.report()}, path)
+    write_json({**others, weights.name: entry | report.json()}, path)
 
 
 def _other_configurations(path: Path, plans: dict[str, Any]) -> dict[str, Any]:

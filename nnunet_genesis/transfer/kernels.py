@@ -10,9 +10,10 @@ from itertools import accumulate
 from math import lcm
 
 import torch
+from torch import nn
 
 
-def fit_kernel(weight: torch.Tensor, kernel: Sequence[int]) -> torch.Tensor:
+def resize_kernel(weight: torch.Tensor, kernel: Sequence[int]) -> torch.Tensor:
     """Other odd edge lengths of the kernel.
 
     A longer axis: the taps stay in the centre, zeros around them; with zero padding of half a kernel the response is
@@ -29,11 +30,7 @@ def fit_kernel(weight: torch.Tensor, kernel: Sequence[int]) -> torch.Tensor:
             raise ValueError(f"kernels of {weight.shape[axis]} and {size} have no common centre")
         cut = abs(excess) // 2
         if excess < 0:
-            shape = list(weight.shape)
-            shape[axis] = size
-            grown = weight.new_zeros(shape)
-            grown.narrow(axis, cut, weight.shape[axis]).copy_(weight)
-            weight = grown
+            weight = nn.functional.pad(weight, [0, 0] * (weight.ndim - 1 - axis) + [cut, cut])
         elif excess > 0:
             kept = weight.narrow(axis, cut, size).clone()
             kept.select(axis, 0).add_(weight.narrow(axis, 0, cut).sum(axis))
@@ -42,58 +39,58 @@ def fit_kernel(weight: torch.Tensor, kernel: Sequence[int]) -> torch.Tensor:
     return weight
 
 
-def fit_taps(weight: torch.Tensor, taps: Sequence[int]) -> torch.Tensor:
+def resize_transposed_kernel(weight: torch.Tensor, kernel: Sequence[int]) -> torch.Tensor:
     """Other kernels of a transposed convolution whose kernel is its stride.
 
     More taps: each is repeated, so that the output is the source's, nearest neighbour along the axis. Fewer: the mean
     of neighbouring taps, so that the output is the source's averaged along the axis. In any case the mean over the
     taps of an axis stays, and 1 → n → 1 changes nothing.
     """
-    for axis, size in enumerate(taps, start=2):
-        have = weight.shape[axis]
-        if have != size:
-            common = lcm(have, size)
-            repeated = weight.repeat_interleave(common // have, axis)
+    for axis, size in enumerate(kernel, start=2):
+        before = weight.shape[axis]
+        if before != size:
+            common = lcm(before, size)
+            repeated = weight.repeat_interleave(common // before, axis)
             weight = repeated.unflatten(axis, (size, common // size)).mean(axis + 1)
     return weight
 
 
-def fit_widths(weight: torch.Tensor, fresh: torch.Tensor, given: Sequence[int], wanted: Sequence[int]) -> torch.Tensor:
+def resize_widths(
+    weight: torch.Tensor, initial: torch.Tensor, source: Sequence[int], target: Sequence[int]
+) -> torch.Tensor:
     """Other numbers of output and input channels, by the leading ones of each.
 
     Wider: outputs that the source has do not read the inputs that it lacks (zeros), so their response is the same;
-    further outputs stay as in `fresh`, since zeros on both sides would never learn. Narrower: the leading filters,
+    further outputs stay as in `initial`, since zeros on both sides would never learn. Narrower: the leading filters,
     without the inputs that are gone, which changes their response.
 
     Args:
         weight: Source.
-        fresh: The target's weight at initialisation, same kernel; not changed.
-        given: Widths of what the source reads, in order: one, or two where up-sampled and skip are concatenated.
-        wanted: The same of the target.
+        initial: The target's weight at initialisation, same kernel; not changed.
+        source: Widths of what the source reads, in order: one, or two where up-sampled and skip are concatenated.
+        target: The same of the target.
     """
-    fitted, outputs = fresh.clone(), min(weight.shape[0], fresh.shape[0])
-    fitted[:outputs] = 0
-    starts = zip(accumulate(given, initial=0), accumulate(wanted, initial=0), strict=True)
-    for (here, there), have, want in zip(starts, given, wanted, strict=False):
-        width = min(have, want)
-        fitted[:outputs, there : there + width] = weight[:outputs, here : here + width]
-    return fitted
+    resized, outputs = initial.clone(), min(len(weight), len(initial))
+    resized[:outputs] = 0
+    starts = zip(accumulate(source, initial=0), accumulate(target, initial=0), strict=True)
+    for (here, there), *widths in zip(starts, source, target, strict=False):
+        width = min(widths)
+        resized[:outputs, there : there + width] = weight[:outputs, here : here + width]
+    return resized
 
 
-def fit_vector(vector: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
-    """Bias or norm (width,) for another width: the leading entries; further ones as in `fresh`."""
-    fitted, width = fresh.clone(), min(len(vector), len(fresh))
-    fitted[:width] = vector[:width]
-    return fitted
+def resize_vector(vector: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
+    """Bias or norm (width,) for another width: the leading entries; further ones as in `initial`."""
+    resized, width = initial.clone(), min(len(vector), len(initial))
+    resized[:width] = vector[:width]
+    return resized
 
 
-def passing_on(fresh: torch.Tensor) -> torch.Tensor:
-    """A weight of the shape of `fresh` that gives out its last inputs unchanged.
+def identity_kernel(initial: torch.Tensor) -> torch.Tensor:
+    """A weight of the shape of `initial`, 2D or 3D, that gives out its last inputs unchanged.
 
     Of a decoder's concatenated inputs these are the skip, so that the convolution ignores what is up-sampled.
     """
-    weight, (width, inputs) = torch.zeros_like(fresh), fresh.shape[:2]
-    centre = tuple((edge - 1) // 2 for edge in fresh.shape[2:])
-    for output in range(width):
-        weight[output, inputs - width + output][centre] = 1
+    weight = torch.zeros_like(initial)
+    nn.init.dirac_(weight[:, -len(weight) :])
     return weight

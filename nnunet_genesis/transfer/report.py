@@ -1,94 +1,101 @@
-"""What became of every tensor of the target: lines → shares, table, report, verdict, and weights in the network."""
+"""Records of all tensors of the target → shares, table, verdict, report in JSON, and weights in the network."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
-import torch
 from torch import nn
 
 from nnunet_genesis.errors import TransferError
 from nnunet_genesis.networks.layout import HEADS, STEM
-from nnunet_genesis.networks.tied_names import name_groups
+from nnunet_genesis.transfer.records import State, TensorRecord
 
-STATES = ("copied", "adapted", "initialised")
-
-
-@dataclass(frozen=True)
-class Line:
-    """What happens to one tensor of the target; `state` is copied, adapted or initialised.
-
-    `taken` is the number of its parameters that the source determines: all of them but in a widened layer.
-    """
-
-    name: str
-    part: str
-    parameters: int
-    state: str
-    why: str
-    taken: int
+ROUNDING = 1e-5
+"""Largest relative difference of features that float32 explains: other kernels may be summed in another order."""
 
 
 @dataclass
-class Ledger:
+class TransferReport:
     """The whole transfer.
 
     Attributes:
-        lines: One per tensor of the target.
-        values: First names of the tensors that are written → values; the others stay as initialised.
-        resizable: Names of tensors → parameters that would come from the source if other widths were asked for.
+        records: One per tensor of the target.
         unused: Names of source tensors without a use, segmentation heads aside → number of parameters.
         source_parameters: Parameters of the source, segmentation heads aside.
         limits: What is not as in the source → the parts where.
         remarks: What was assumed about the source, stages aligned at another resolution, how channels were matched.
+        difference: Largest relative difference between what stages of both networks give out; None if not compared.
     """
 
-    lines: list[Line] = field(default_factory=list)
-    values: dict[str, torch.Tensor] = field(default_factory=dict)
-    resizable: dict[str, int] = field(default_factory=dict)
+    records: list[TensorRecord] = field(default_factory=list)
     unused: dict[str, int] = field(default_factory=dict)
     source_parameters: int = 0
     limits: dict[str, list[str]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    difference: float | None = None
+
+    def add_limit(self, text: str, part: str) -> None:
+        """Enter what is not as in the source in a part; "" is nothing."""
+        if text and part not in self.limits.setdefault(text, []):
+            self.limits[text].append(part)
 
     @property
     def parts(self) -> list[str]:
         """Stem, encoder stages, decoder stages, heads: in the order of the network."""
-        return list(dict.fromkeys(line.part for line in self.lines))
+        return list(dict.fromkeys(record.part for record in self.records))
 
-    def share(self, of_part: str | None, *states: str) -> float:
-        """Share of a part's parameters in one of the states, 0 to 1; of all but the heads if `of_part` is None."""
-        lines = [line for line in self.lines if line.part == of_part or (of_part is None and line.part != HEADS)]
-        return _share(lines, states)
+    def share(self, part: str, state: State) -> float:
+        """Share of a part's parameters in a state, 0 to 1."""
+        return _share(self._of(part), state)
 
     @property
     def coverage(self) -> float:
         """Share of the parameters, heads aside, that come from the source."""
-        return self.share(None, "copied", "adapted")
+        return _taken(self._without_heads)
 
     @property
     def encoder_coverage(self) -> float:
         """Share of the parameters of stem and encoder that come from the source."""
-        return _share(self._encoder, ("copied", "adapted"))
+        return _taken(self._encoder)
+
+    @property
+    def exact(self) -> bool:
+        """Whether no limit is known, and both networks were run and agree within `ROUNDING`."""
+        return not self.limits and self.difference is not None and self.difference <= ROUNDING
 
     @property
     def verdict(self) -> str:
         """What the network is before its first training step, in words."""
         shares = f"{self.encoder_coverage:.1%} of the encoder and {self.coverage:.1%} of the network"
-        start = f"{shares}, heads aside, come from the checkpoint"
-        if not self.limits:
-            return f"{start}. Segmentation heads aside, it computes what the checkpoint's network computed."
-        limits = [f"  {', '.join(_ranges(parts))}: {text}" for text, parts in self.limits.items()]
-        return "\n".join([f"{start}. It computes what the checkpoint's network computed, with these limits:", *limits])
+        return f"{shares}, heads aside, come from the checkpoint. {self._likeness}"
+
+    @property
+    def _likeness(self) -> str:
+        if self.limits:
+            limits = [f"  {', '.join(_ranges(parts))}: {text}" for text, parts in self.limits.items()]
+            start = "By construction, it computes what the checkpoint's network computes, with these limits:"
+            return "\n".join([start, *limits])
+        same = "segmentation heads aside, it computes what the checkpoint's network computes"
+        if self.difference is None:
+            return f"By construction, {same}; they were not compared."
+        if self.exact:
+            rounding = f"differ by rounding only (at most {self.difference:.1g} of the largest)"
+            how = rounding if self.difference else "are equal"
+            return f"{same.capitalize()}: run on the same noise, the features of all stages {how}."
+        return (
+            "It should compute what the checkpoint's network computes, but does not: run on the same noise, features "
+            f"differ by {self.difference:.2g} of the largest. Do not use these weights; please report this."
+        )
 
     def table(self) -> str:
         """The shares per part as text, with the reasons for what was not copied, and the verdict."""
-        rows = [f"{'part':<20}{'parameters':>12}{'copied':>10}{'adapted':>10}{'initialised':>13}  why"]
-        for name in self.parts:
-            reasons = _reasons([line for line in self.lines if line.part == name])
-            rows.append(self._row(name, [line for line in self.lines if line.part == name], "; ".join(reasons)))
-        rows.append(self._row("all but the heads", [line for line in self.lines if line.part != HEADS], ""))
+        rows = [f"{'part':<20}{'parameters':>12}{'copied':>10}{'adapted':>10}{'initialised':>13}  reasons"]
+        for part in self.parts:
+            rows.append(_row(part, self._of(part), "; ".join(_reasons(self._of(part)))))
+        rows.append(_row("all but the heads", self._without_heads, ""))
         if self.unused:
             share = sum(self.unused.values()) / max(self.source_parameters, 1)
             rows.append(
@@ -97,26 +104,27 @@ class Ledger:
             )
         return "\n".join([*(row.rstrip() for row in rows), *self.remarks, self.verdict])
 
-    def report(self) -> dict[str, Any]:
-        """Everything that the table says, and every line, in plain types."""
+    def json(self) -> dict[str, Any]:
+        """Everything that the table says, and every record, in plain types."""
         parts = {
-            name: {
-                "parameters": sum(line.parameters for line in self.lines if line.part == name),
-                **{state: round(self.share(name, state), 6) for state in STATES},
-                "why": _reasons([line for line in self.lines if line.part == name]),
+            part: {
+                "parameters": sum(record.parameters for record in self._of(part)),
+                **{state.value: round(self.share(part, state), 6) for state in State},
+                "reasons": _reasons(self._of(part)),
             }
-            for name in self.parts
+            for part in self.parts
         }
         return {
             "verdict": self.verdict,
-            "exact": not self.limits,
+            "exact": self.exact,
+            "largest_difference": self.difference if isfinite(self.difference or 0) else None,
             "limits": self.limits,
             "remarks": self.remarks,
             "encoder_coverage": round(self.encoder_coverage, 6),
             "coverage": round(self.coverage, 6),
             "parts": parts,
             "source": {"parameters": self.source_parameters, "unused": self.unused},
-            "tensors": [asdict(line) for line in self.lines],
+            "tensors": [_plain(record) for record in self.records],
         }
 
     def refuse_low_coverage(self, minimum: float) -> None:
@@ -129,9 +137,9 @@ class Ledger:
             TransferError: Says how much it is and why.
         """
         if self.encoder_coverage < minimum:
-            reasons = _reasons([line for line in self._encoder if line.taken < line.parameters])
-            gain = sum(self.resizable[line.name] for line in self._encoder)
-            whole = self.encoder_coverage + gain / sum(line.parameters for line in self._encoder)
+            reasons = _reasons([record for record in self._encoder if record.taken < record.parameters])
+            gain = sum(record.resizable for record in self._encoder)
+            whole = self.encoder_coverage + gain / sum(record.parameters for record in self._encoder)
             widths = f"allow other widths (--resize-widths, which makes it {whole:.1%}), " if gain else ""
             raise TransferError(
                 f"Only {self.encoder_coverage:.1%} of the encoder's parameters would come from the checkpoint, fewer "
@@ -140,45 +148,59 @@ class Ledger:
             )
 
     def apply(self, network: nn.Module) -> None:
-        """Write the transferred values into the network, in place, and confirm what it then holds.
+        """Write the values into the network, in place; a tensor's other names share its memory."""
+        values = {record.name: record.value for record in self.records if record.value is not None}
+        network.load_state_dict(values, strict=False)
 
-        Raises:
-            TransferError: A value did not arrive.
-        """
-        tensors = network.state_dict()
-        for name, value in self.values.items():
-            tensors[name].copy_(value)
-        held = network.state_dict()
-        for name, names in name_groups(network).items():
-            if name in self.values and not all(torch.equal(held[n], self.values[name].to(held[n])) for n in names):
-                raise TransferError(f"The value of {name} did not arrive in the network.")
+    def _of(self, part: str) -> list[TensorRecord]:
+        return [record for record in self.records if record.part == part]
 
     @property
-    def _encoder(self) -> list[Line]:
-        return [line for line in self.lines if line.part == STEM or line.part.startswith("encoder")]
+    def _without_heads(self) -> list[TensorRecord]:
+        return [record for record in self.records if record.part != HEADS]
 
-    def _row(self, name: str, lines: list[Line], why: str) -> str:
-        shares = [f"{_share(lines, (state,)):.1%}" for state in STATES]
-        count = sum(line.parameters for line in lines)
-        return f"{name:<20}{count:>12,}{shares[0]:>10}{shares[1]:>10}{shares[2]:>13}  {why}"
-
-
-def _share(lines: list[Line], states: tuple[str, ...]) -> float:
-    """Share of the parameters in some states; what the source does not determine counts as initialised."""
-    total = sum(line.parameters for line in lines)
-    part = sum(line.taken for line in lines if line.state in states)
-    if "initialised" in states:
-        part += sum(line.parameters - line.taken for line in lines)
-    return part / total if total else 0.0
+    @property
+    def _encoder(self) -> list[TensorRecord]:
+        return [record for record in self.records if record.part == STEM or record.part.startswith("encoder")]
 
 
-def _reasons(lines: list[Line]) -> list[str]:
-    """Different reasons, those of the most parameters first."""
-    weight: dict[str, int] = {}
-    for line in lines:
-        if line.why:
-            weight[line.why] = weight.get(line.why, 0) + line.parameters
-    return sorted(weight, key=lambda why: -weight[why])
+def _plain(record: TensorRecord) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "part": record.part,
+        "parameters": record.parameters,
+        "parameters_taken": record.taken,
+        "state": record.state.value,
+        "reason": record.reason,
+    }
+
+
+def _row(part: str, records: Sequence[TensorRecord], reasons: str) -> str:
+    copied, adapted, initialised = (f"{_share(records, state):.1%}" for state in State)
+    count = sum(record.parameters for record in records)
+    return f"{part:<20}{count:>12,}{copied:>10}{adapted:>10}{initialised:>13}  {reasons}"
+
+
+def _share(records: Sequence[TensorRecord], state: State) -> float:
+    """Share of the parameters in a state; what the source does not determine counts as initialised."""
+    if state is State.INITIALISED:
+        return 1 - _taken(records)
+    return _taken([record for record in records if record.state is state], records)
+
+
+def _taken(records: Sequence[TensorRecord], of: Sequence[TensorRecord] | None = None) -> float:
+    """Share of the parameters, by default of these records, that the source determines."""
+    total = sum(record.parameters for record in (records if of is None else of))
+    return sum(record.taken for record in records) / total if total else 0.0
+
+
+def _reasons(records: Sequence[TensorRecord]) -> list[str]:
+    """Different reasons in words, those of the most parameters first."""
+    parameters: dict[str, int] = {}
+    for record in records:
+        if record.reasons:
+            parameters[record.reason] = parameters.get(record.reason, 0) + record.parameters
+    return sorted(parameters, key=lambda reason: -parameters[reason])
 
 
 def _ranges(parts: list[str]) -> list[str]:

@@ -162,6 +162,7 @@ def test_the_original_goes_into_its_own_template(chest: Path, tmp_path: Path, ge
     shown = capsys.readouterr().out
     assert "100.0% of the encoder and 100.0% of the network, heads aside, come from the checkpoint. Segm" in shown
     assert "trained on CT, HU -1000 to 1000 scaled to 0 to 1" in shown
+    assert "the features of all stages are equal" in shown
     plans, dataset_json = read_plans("Dataset007_Chest", "chestPlans_genesis"), read_dataset_json("Dataset007_Chest")
     network, _ = target_network(plans, "3d_fullres", dataset_json)
     load_pretrained_weights(network, str(chest / "chestPlans_genesis_3d_fullres.pth"))
@@ -211,6 +212,7 @@ def test_other_files_go_in_whole(hippocampus: Path, tmp_path: Path, genesis, cap
     shown = capsys.readouterr().out
     assert "does not name its 1 input channel(s); assumed for T1: by position" in shown
     assert ("LeakyReLU is assumed" in shown) == (write is not as_nnssl)
+    assert "run on the same noise, the features of all stages are equal" in shown
     fresh = target(hippocampus)
     load_pretrained_weights(fresh, str(hippocampus / TARGET / "nnUNetPlans_genesis_3d_fullres.pth"))
     held = fresh.state_dict()

@@ -12,7 +12,7 @@ from torch import nn
 from nnunet_genesis.errors import TransferError
 from nnunet_genesis.networks.build import skeleton
 from nnunet_genesis.transfer.matching import match
-from nnunet_genesis.transfer.report import Ledger
+from nnunet_genesis.transfer.report import TransferReport
 from tests.transfer.networks import architecture, build, periodic, source
 
 FEATURES = {2: (2, 4, 8, 16, 32, 32), 3: (2, 4, 8, 16, 20, 20)}
@@ -117,14 +117,14 @@ def test_every_pair(kind, task, other_kind, other_task):
         with pytest.raises(TransferError, match="holds a .*, the target's plans ask for a .*: convolutions of the one"):
             match(given, network, channels)
         return
-    ledger = match(given, network, channels)
-    assert ledger.encoder_coverage == pytest.approx(expected_coverage(network, task, other_task, "encoder"))
-    assert ledger.coverage == pytest.approx(expected_coverage(network, task, other_task, ""))
-    assert bool(ledger.limits) == (task != other_task)
+    report = match(given, network, channels)
+    assert report.encoder_coverage == pytest.approx(expected_coverage(network, task, other_task, "encoder"))
+    assert report.coverage == pytest.approx(expected_coverage(network, task, other_task, ""))
+    assert bool(report.limits) == (task != other_task)
     if (task, other_task) not in TOO_LITTLE:
-        ledger.refuse_low_coverage(0.5)
-    assert sum(line.parameters for line in ledger.lines) == sum(p.numel() for p in network.parameters())
-    ledger.apply(network)
+        report.refuse_low_coverage(0.5)
+    assert sum(record.parameters for record in report.records) == sum(p.numel() for p in network.parameters())
+    report.apply(network)
     shared = widths_shared(task, other_task)
     pairs = list(zip(trained_features(kind, task), features(network, other_task), strict=False))
     for before, after in pairs[:shared]:
@@ -144,24 +144,24 @@ def test_pairs_with_too_little_in_common_are_refused_with_the_reason(kind, task,
     with pytest.raises(TransferError, match=f"Only .* asked for: {reason}.*or lower --min-coverage") as error:
         match(given, network, channels_of(other)).refuse_low_coverage(0.5)
     assert ("--resize-widths" in str(error.value)) == ("channels" in reason)
-    ledger = match(given, network, channels_of(other), resize_widths=True)
-    assert ledger.encoder_coverage == pytest.approx(expected_coverage(network, task, other, "encoder", resize=True))
-    assert ledger.coverage == pytest.approx(expected_coverage(network, task, other, "", resize=True))
+    report = match(given, network, channels_of(other), resize_widths=True)
+    assert report.encoder_coverage == pytest.approx(expected_coverage(network, task, other, "encoder", resize=True))
+    assert report.coverage == pytest.approx(expected_coverage(network, task, other, "", resize=True))
     if "stages" in reason:
         with pytest.raises(
             TransferError, match=f"Only .* asked for: {reason.split(';')[0]}.*--like\\), or lower --min-coverage"
         ):
-            ledger.refuse_low_coverage(0.5)
+            report.refuse_low_coverage(0.5)
     else:
-        ledger.refuse_low_coverage(0.5)
+        report.refuse_low_coverage(0.5)
     if other == "2d":
-        assert_leading_channels_are_the_same(ledger, kind, task, other)
+        assert_leading_channels_are_the_same(report, kind, task, other)
 
 
-def assert_leading_channels_are_the_same(ledger: Ledger, kind: str, task: str, other: str) -> None:
+def assert_leading_channels_are_the_same(report: TransferReport, kind: str, task: str, other: str) -> None:
     """All stages of the source, in a wider network."""
     wider = periodic(build(plans(kind, other), TASKS[other][2], seed=1)).double()
-    ledger.apply(wider)
+    report.apply(wider)
     for before, after in zip(trained_features(kind, task), features(wider, other), strict=False):
         torch.testing.assert_close(after[: len(before)], before, rtol=0, atol=1e-6)
 
@@ -189,5 +189,5 @@ def test_what_the_pages_say_of_default_plans_in_two_and_three_dimensions(kind, d
     }
     given, wanted = (skeleton(blocks[dim], 1) for dim in dims)
     for resize, share in ((False, alone), (True, resized)):
-        ledger = match(source(blocks[dims[0]], given, ["CT"]), wanted, ["CT"], resize)
-        assert ledger.encoder_coverage == pytest.approx(share, abs=0.005)
+        report = match(source(blocks[dims[0]], given, ["CT"]), wanted, ["CT"], resize)
+        assert report.encoder_coverage == pytest.approx(share, abs=0.005)

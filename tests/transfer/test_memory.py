@@ -29,7 +29,7 @@ def memory(key):
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
 before = memory("VmRSS")
 done = transfer(Path(sys.argv[1]), "Dataset004_Target", "nnUNetPlans", "3d_fullres", "nnUNetPlans_genesis", {})
-assert done.ledger.coverage == 1
+assert done.report.coverage == 1
 print((memory("VmHWM") - before) * 1024 / os.path.getsize(sys.argv[1]))
 """
 

@@ -37,23 +37,23 @@ def last_features(network: UNet3D, image: torch.Tensor) -> torch.Tensor:
 
 def test_a_wider_original_computes_the_same_in_its_leading_channels():
     (block, trained), (_, wider) = original([4, 6, 8]), original([6, 8, 12], seed=1)
-    ledger = match(source(block, trained, names(1)), wider, names(1), resize_widths=True)
-    ledger.apply(wider)
+    report = match(source(block, trained, names(1)), wider, names(1), resize_widths=True)
+    report.apply(wider)
     image = torch.randn(2, 1, 8, 8, 16)
     torch.testing.assert_close(last_features(wider, image)[:, :4], last_features(trained, image), rtol=1e-4, atol=1e-4)
-    assert not ledger.limits
+    assert not report.limits
 
 
 def test_a_shallower_original_with_more_channels_keeps_its_encoder():
     (block, trained), (_, other) = original([4, 6, 8, 10]), original([4, 6, 8], channels=2, seed=1)
-    ledger = match(source(block, trained, names(1)), other, names(2))
-    ledger.apply(other)
+    report = match(source(block, trained, names(1)), other, names(2))
+    report.apply(other)
     image = torch.randn(2, 1, 8, 8, 16)
     with torch.no_grad():
         pairs = zip(other.encoder(image.expand(-1, 2, -1, -1, -1)), trained.encoder(image), strict=False)
         for ours, theirs in pairs:
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    assert ledger.encoder_coverage == 1
+    assert report.encoder_coverage == 1
 
 
 @pytest.mark.parametrize("thin_to_cubic", [True, False])
@@ -62,10 +62,10 @@ def test_other_pooling_keeps_constant_images_only(thin_to_cubic):
     strides = [[[1, 1, 1], [1, 2, 2], [2, 2, 2]], [[1, 1, 1], [2, 2, 2], [2, 2, 2]]]
     given, wanted = strides if thin_to_cubic else strides[::-1]
     (block, trained), (_, other) = original([4, 6, 8], strides=given), original([4, 6, 8], seed=1, strides=wanted)
-    ledger = match(source(block, trained, names(1)), other, names(1))
-    ledger.apply(other)
+    report = match(source(block, trained, names(1)), other, names(1))
+    report.apply(other)
     text = "another stride along z: other windows of maximum pooling; exact for images constant along z, but for the "
-    assert ledger.limits[text + "padding at its ends"] == ["encoder stage 1"]
+    assert report.limits[text + "padding at its ends"] == ["encoder stage 1"]
     networks = [periodic(network).double() for network in (trained, other)]
     image = torch.randn(2, 1, 1, 16, 16, dtype=torch.float64).expand(2, 1, 16, 16, 16)
     with torch.no_grad():
