@@ -16,7 +16,7 @@ from nnunet_genesis.networks.build import skeleton
 from nnunet_genesis.networks.layout import STEM
 from nnunet_genesis.transfer.channels import PREVIOUS_STAGE
 from nnunet_genesis.transfer.matching import match
-from nnunet_genesis.transfer.report import Ledger
+from nnunet_genesis.transfer.report import TransferReport
 from tests.conftest import REPOSITORY
 from tests.transfer.networks import architecture, build, periodic, source
 from tests.transfer.test_matrix import (
@@ -141,9 +141,9 @@ def equal(before: list[Tensor], after: list[Tensor]) -> bool:
     return True
 
 
-def shares_from_checkpoint(ledger: Ledger) -> tuple[float, float]:
+def shares_from_checkpoint(report: TransferReport) -> tuple[float, float]:
     """Of the parameters of the encoder, its stem included, and of the decoder."""
-    sides = [[one for one in ledger.lines if one.part.startswith(side)] for side in ((STEM, "encoder"), "decoder")]
+    sides = [[one for one in report.records if one.part.startswith(side)] for side in ((STEM, "encoder"), "decoder")]
     taken, total = ([sum(getattr(one, what) for one in side) for side in sides] for what in ("taken", "parameters"))
     return taken[0] / total[0], taken[1] / total[1]
 
@@ -153,8 +153,8 @@ def kept(kind: str, change: Change) -> tuple[str, str]:
     blocks = [architecture(kind, **options) for options in (change.given, change.wanted)]
     trained = periodic(build(blocks[0], len(change.channels)).double())
     target = periodic(build(blocks[1], len(change.ours), seed=1).double())
-    ledger = match(source(blocks[0], trained, change.channels), target, change.ours, change.resize)
-    ledger.apply(target)
+    report = match(source(blocks[0], trained, change.channels), target, change.ours, change.resize)
+    report.apply(target)
     any_image = torch.randn(1, len(change.channels), 16, 16, 16, dtype=torch.float64)
     word, special = change.special
     results = []
@@ -165,7 +165,7 @@ def kept(kind: str, change: Change) -> tuple[str, str]:
             pair.append(features(network, shown[:, :, 0] if flat else shown))
         results.append([equal(before, after) for before, after in zip(*pair, strict=True)])
     words = []
-    for everywhere, there, share in zip(*results, shares_from_checkpoint(ledger), strict=True):
+    for everywhere, there, share in zip(*results, shares_from_checkpoint(report), strict=True):
         words.append("exact" if everywhere else word if there else "changed" if share == 1 else "new")
     return words[0], words[1]
 
