@@ -18,8 +18,8 @@ class RestorationPairTransform(BasicTransform):
     "image" becomes the corrupted patch, "segmentation" the clean one (floating; nnU-Net's data loader
     delivers it as the target), "regression_target" too where the key is present. All are mirrored alike.
 
-    Randomness comes from NumPy's global generator, as in batchgeneratorsv2: nnU-Net seeds it anew in every process
-    that augments, where copies of a generator of our own would give the same corruptions.
+    Randomness comes from NumPy's global generator, which nnU-Net seeds anew in every process that augments: there,
+    copies of a generator of our own would all give the same corruptions.
 
     Args:
         recipe: Rates and sizes.
