@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_genesis.cli import build_parser
 from nnunet_genesis.cli_settings import add_flags
-from nnunet_genesis.corruption import RECIPES, Recipe, apply_params, apply_params_batch, make_pair, sample_params
+from nnunet_genesis.corruption import RECIPES, Recipe, corrupt, corrupt_batch, draw, to_restore
 from nnunet_genesis.corruption.corruption import Corruption
 from nnunet_genesis.settings import PretrainingSettings
 
@@ -96,7 +95,7 @@ def test_the_documented_block_is_read_as_documented():
         released,
         flip_probability=0.0,
         shuffling=replace(released.shuffling, windows=5000),
-        cutout=replace(released.cutout, outer_window_size=(0.6, 0.9), max_replaced=0.4),
+        cutout=replace(released.cutout, outer_extent=(0.6, 0.9), limit=0.4),
         masking=replace(released.masking, probability=0.1),
     )
 
@@ -105,7 +104,7 @@ def test_the_documented_block_is_read_as_documented():
 def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     """The documented example, imported from a file of its own."""
     file = tmp_path_factory.mktemp("example") / "missing_planes.py"
-    file.write_text(blocks("python")[1])
+    file.write_text(blocks("python")[0])
     spec = importlib.util.spec_from_file_location("missing_planes", file)
     module = importlib.util.module_from_spec(spec)
     sys.modules["missing_planes"] = module
@@ -117,7 +116,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
 @pytest.fixture(scope="module")
 def longer(example: ModuleType) -> type[Recipe]:
     """`Recipe` with the documented line at its end."""
-    program = f"@dataclass(frozen=True)\nclass Longer(Recipe):\n{blocks('python')[2]}"
+    program = f"@dataclass(frozen=True)\nclass Longer(Recipe):\n{blocks('python')[1]}"
     assert len(ast.parse(program).body[0].body) == 1
     names = {"dataclass": dataclass, "field": field, "Recipe": Recipe, "__name__": "missing_planes", **vars(example)}
     exec(program, names)
@@ -134,15 +133,13 @@ def test_the_example_corrupts_and_scores_what_it_says(way, spatial, longer):
     recipe = longer().without().updated({"missing_planes": {"probability": 1, "share": 0.5}}, "here")
     clean = patch().flatten()[: CHANNELS * int(np.prod(spatial))].view(CHANNELS, *spatial)
     before = clean.clone()
-    params = sample_params(clean.shape, recipe, np.random.default_rng(1))
-    if way == "worker":
-        corrupted, target = apply_params(clean, params)
-    else:
-        corrupted, target = (half[0] for half in apply_params_batch(clean[None], [params]))
+    drawn = draw(clean.shape, recipe, np.random.default_rng(1))
+    corrupted = corrupt(clean, drawn) if way == "worker" else corrupt_batch(clean[None], [drawn])[0]
     missing = (corrupted == 0).flatten(2).all(2)
     assert torch.equal(missing[0], missing[1])
     assert missing[0].sum() == max(1, round(0.5 * spatial[0]))
     assert torch.equal(corrupted[~missing], clean[~missing])
+    target = to_restore(clean, drawn)
     assert torch.equal(target[missing], clean[missing])
     assert torch.isnan(target[~missing]).all()
     assert torch.equal(clean, before)
@@ -150,8 +147,8 @@ def test_the_example_corrupts_and_scores_what_it_says(way, spatial, longer):
 
 def test_the_example_is_off_by_default_and_changes_no_recipe(longer):
     for seed in range(20):
-        ours, theirs = (make_pair(patch(), one, np.random.default_rng(seed)) for one in (longer(), RECIPES["paper"]))
-        assert torch.equal(ours[0], theirs[0])
+        ours, theirs = (draw((2, *SHAPE), one, np.random.default_rng(seed)) for one in (longer(), RECIPES["paper"]))
+        assert torch.equal(corrupt(patch(), ours), corrupt(patch(), theirs))
 
 
 def test_the_example_has_flags_and_a_column_of_its_own(longer):
@@ -163,27 +160,6 @@ def test_the_example_has_flags_and_a_column_of_its_own(longer):
     add_flags(parser, kind, prefix="missing_planes_")
     flags = {flag for flag in parser._option_string_actions if "planes" in flag}
     assert flags == set(re.findall(r"`(--missing[\w-]+)`", CORRUPTIONS))
-
-
-def test_the_augmentation_of_the_documents_corrupts_the_image_and_follows_the_seed_of_the_process():
-    names: dict[str, Any] = {}
-    exec(blocks("python")[0], names)
-    trainer = names["nnUNetTrainerCorrupted"]
-    assert issubclass(trainer, nnUNetTrainer)
-    rotation = {"rotation_for_DA": (-0.1, 0.1), "deep_supervision_scales": None, "mirror_axes": (0, 1)}
-    arguments = {"patch_size": (12, 12, 12), "do_dummy_2d_data_aug": False} | rotation
-    theirs = nnUNetTrainer.get_training_transforms(**arguments).transforms
-    *like_theirs, last = trainer.get_training_transforms(**arguments).transforms
-    assert [type(one) for one in like_theirs] == [type(one) for one in theirs]
-    assert last.apply_probability == 0.2
-    image, labels = torch.randn(1, 12, 12, 12), torch.ones(1, 12, 12, 12)
-    results = []
-    for _ in range(2):
-        np.random.seed(0)  # noqa: NPY002
-        results.append(last.transform(image=image, segmentation=labels))
-    assert torch.equal(results[0]["image"], results[1]["image"])
-    assert not torch.equal(results[0]["image"], image)
-    assert results[0]["segmentation"] is labels
 
 
 def test_local_links_lead_somewhere():
