@@ -3,9 +3,9 @@
     python benchmarks/corruptions.py --json corruptions.json
     python benchmarks/corruptions.py --reference ModelsGenesis      # a clone of github.com/MrGiovanni/ModelsGenesis
 
-CPU times are of `make_pair`, drawing included, on one core and one thread. Device times (a CUDA device where there is
-one; `--device cpu` runs the same code without one) are of `corrupt_batch` on a batch of two; the loading processes
-draw for it. Patches have one channel and are synthetic: smooth with 5 % noise, z-scored, float32.
+CPU times are of `make_pair`, sampling included, on one core and one thread. Device times (a CUDA device where there is
+one; `--device cpu` runs the same code without one) are of `apply_params_batch` on a batch of two; the loading processes
+sample for it. Patches have one channel and are synthetic: smooth with 5 % noise, z-scored, float32.
 
 The recipe `released` shuffles every other patch, which makes its times bimodal: its mean over the same draws decides
 what pairs cost, not its median. Draws are stratified: exactly half of the patches are shuffled, here and in the
@@ -35,7 +35,7 @@ from original import Original
 from stratified import BATCH, batches_of, strata
 from training_step import STOCK_FEATURES, STOCK_PATCH, time_step
 
-from nnunet_genesis.corruption import RECIPES, Recipe, compile_loops, corrupt_batch, draw, make_pair
+from nnunet_genesis.corruption import RECIPES, Recipe, apply_params_batch, compile_loops, make_pair, sample_params
 from nnunet_genesis.files import write_json
 
 RECIPE = "released"
@@ -164,15 +164,15 @@ def on_device(volume: torch.Tensor, device: torch.device, draws: int) -> list[di
     """Rows of the batched path."""
     clean, rng = torch.stack([volume, volume.flip(1)]).to(device), np.random.default_rng(0)
     batches = {
-        name: [[draw(volume.shape, recipe, rng) for _ in range(BATCH)] for _ in range(draws)]
+        name: [[sample_params(volume.shape, recipe, rng) for _ in range(BATCH)] for _ in range(draws)]
         for name, recipe in RECIPES[RECIPE].alone().items()
     }
     batches[RECIPE] = batches_of(RECIPES[RECIPE], volume.shape, 4 * math.ceil(draws / 4))
     rows = []
-    for name, drawn in batches.items():
-        for one in drawn[-3:]:
-            corrupt_batch(clean, one)
-        times = [seconds(lambda one=one: corrupt_batch(clean, one), device) for one in drawn]  # type: ignore[misc]
+    for name, params in batches.items():
+        for one in params[-3:]:
+            apply_params_batch(clean, one)
+        times = [seconds(lambda one=one: apply_params_batch(clean, one), device) for one in params]  # type: ignore[misc]
         rows.append(_row(volume.shape[1:], name, f"{device.type}, batch of {BATCH}", times))
     return rows
 

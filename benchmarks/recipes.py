@@ -53,7 +53,7 @@ def pretrained(chosen: argparse.Namespace, recipe: Recipe, seed: int) -> dict[st
     plans["genesis"] = {
         "pretraining": {
             "epochs": chosen.epochs, "iterations": chosen.iterations, "validation_iterations": chosen.validation,
-            "learning_rate": chosen.lr, "seed": seed, "recipe": recipe.block(), "sheet_every": chosen.epochs,
+            "learning_rate": chosen.lr, "seed": seed, "recipe": recipe.block(), "plot_every": chosen.epochs,
         }
     }  # fmt: skip
     trainer = nnUNetTrainerGenesisPretrain(

@@ -12,7 +12,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from stratified import BATCH, batches_of
 from torch import nn
 
-from nnunet_genesis.corruption import RECIPES, Drawn
+from nnunet_genesis.corruption import RECIPES, PairParams
 from nnunet_genesis.pretraining.loss import RestorationLoss
 from nnunet_genesis.pretraining.patches import corrupted_on
 
@@ -93,10 +93,10 @@ def time_step(device: torch.device, patch: Sequence[int], features: Sequence[int
     return found
 
 
-def _pair_times(clean: torch.Tensor, batches: Sequence[Sequence[Drawn]]) -> Iterator[float]:
-    """Times of pair generation for batches of drawings, the first of which are only for warming up."""
+def _pair_times(clean: torch.Tensor, batches: Sequence[Sequence[PairParams]]) -> Iterator[float]:
+    """Times of pair generation for batches of params, the first of which are only for warming up."""
     for _ in range(WARM_UP):
-        corrupted_on(clean.device, {"target": clean, "drawn": batches[-1]})
-    for drawn in batches:
-        batch = {"target": clean, "drawn": drawn}
+        corrupted_on(clean.device, {"target": clean, "params": batches[-1]})
+    for params in batches:
+        batch = {"target": clean, "params": params}
         yield seconds(lambda batch=batch: corrupted_on(clean.device, batch), clean.device)  # type: ignore[misc]

@@ -32,7 +32,7 @@ class PretrainingSettings(Settings):
         at_least=0,
         at_most=1,
     )
-    sheet_every: int = setting(50, "epochs between pictures of restored patches", at_least=1)
+    plot_every: int = setting(50, "epochs between pictures of restored patches", at_least=1, formerly="sheet_every")
     save_every: int = setting(50, "epochs between checkpoints", at_least=1)
     corrupt_on: str = setting(
         "auto",

@@ -65,6 +65,8 @@ class Settings:
                 close = difflib.get_close_matches(key, known, 1)
                 hint = f'did you mean "{close[0]}"?' if close else f"known keys are {', '.join(known)}."
                 raise SettingsError(f'Unknown key "{key}" in {where}: {hint}')
+            if key in values:
+                raise SettingsError(f'{where} has "{key}" twice, once as "{given}". Remove one.')
             current = getattr(self, key)
             nested = isinstance(current, Settings) and not isinstance(entry, Settings)
             values[key] = current.updated(entry, f'{where} / "{key}"') if nested else entry

@@ -234,7 +234,7 @@ def pretrain(shell: Shell, cohort: Cohort, options: argparse.Namespace, device: 
               "--channels", cohort.channel)
     shell.run("plan", "nnunet_genesis", "plan", "-d", UNLABELED, "--like", TARGET, "--like-plans", PLANS, "-p", plans,
               "--epochs", options.epochs, "--iterations", options.iterations, "--validation-iterations", 10,
-              "--sheet-every", max(1, options.epochs // 2), "--lr", options.lr, "--seed", options.seed)
+              "--plot-every", max(1, options.epochs // 2), "--lr", options.lr, "--seed", options.seed)
     shell.run("preprocess", "nnunet_genesis", "preprocess", "-d", UNLABELED, "-c", CONFIGURATION, "-np", 2)
     shell.run("preview", "nnunet_genesis", "preview", "-d", UNLABELED, "-c", CONFIGURATION, "-p", plans,
               "-o", shell.workspace / "corruptions.png")

@@ -62,7 +62,7 @@ def ready_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
             2,
             "--save-every",
             1,
-            "--sheet-every",
+            "--plot-every",
             100,
         )
         assert run_genesis("plan", "-d", 501, "--like", 4, *lengths) == 0

@@ -128,7 +128,7 @@ def test_every_sample_is_as_slow_as_the_next(monkeypatch):
         for batch in stratified.batches_of(RECIPES["released"], (1, 8, 8, 8), 8)
     ]
     assert Counter(shuffled) == {(a, b): 2 for a in (False, True) for b in (False, True)}
-    with pytest.raises(ValueError, match="half of the draws"):
+    with pytest.raises(ValueError, match="half of the pairs"):
         stratified.strata(RECIPES["masking"])
 
 

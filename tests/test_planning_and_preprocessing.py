@@ -33,15 +33,15 @@ def planned(nnunet: Path, make_dataset, genesis) -> Path:
 
 def test_plans_are_the_targets_but_for_names_and_settings(planned: Path, genesis):
     assert genesis("plan", "-d", 501, "--like", "Dataset004_Target", "--epochs", 7, "--loss", "l1", "--lr", 0.01,
-                   "--recipe", "released", "--shuffling-windows", 5, "--cutout-outer-extent", 0.2, 0.3) == 0  # fmt: skip
+                   "--recipe", "released", "--shuffling-windows", 5, "--cutout-outer-window-size", 0.2, 0.3) == 0  # fmt: skip
     folder = planned / "nnUNet_preprocessed"
     target = json.loads((folder / "Dataset004_Target" / "nnUNetPlans.json").read_text())
     ours = json.loads((folder / "Dataset501_Scans" / "nnUNetGenesisPlans.json").read_text())
     settings = ours.pop("genesis")["pretraining"]
     assert (settings["epochs"], settings["loss"], settings["learning_rate"]) == (7, "l1", 0.01)
     assert settings["recipe"]["shuffling"]["windows"] == 5
-    assert settings["recipe"]["cutout"]["outer_extent"] == [0.2, 0.3]
-    assert settings["recipe"]["cutout"]["limit"] == 1.0  # the released recipe's
+    assert settings["recipe"]["cutout"]["outer_window_size"] == [0.2, 0.3]
+    assert settings["recipe"]["cutout"]["max_replaced"] == 1.0  # the released recipe's
     assert (ours.pop("dataset_name"), ours.pop("plans_name")) == ("Dataset501_Scans", "nnUNetGenesisPlans")
     for configuration in ours["configurations"]:
         assert ours["configurations"][configuration].pop("data_identifier") == f"nnUNetGenesisPlans_{configuration}"

@@ -37,7 +37,10 @@ def test_what_is_written_is_read_back(settings):
         ({"recipe": "Paper"}, "paper"),
         ({"recipe": {"shuffling": {"window": 3}}}, 'Unknown key "window".*"recipe" / "shuffling".*"windows"'),
         ({"recipe": {"intensity": {"probability": 1.5}}}, '"probability" must be at most 1'),
-        ({"recipe": {"cutout": {"outer_extent": [0.9, 0.2]}}}, '"outer_extent" must be two ascending numbers'),
+        (
+            {"recipe": {"cutout": {"outer_window_size": [0.9, 0.2]}}},
+            '"outer_window_size" must be two ascending numbers',
+        ),
         ({"corrupt_on": "gpu"}, '"corrupt_on" must be auto or workers or device'),
     ],
 )
@@ -75,6 +78,10 @@ def test_former_names_of_settings_are_read():
     settings = FineTuningSettings.of_plans({"genesis": {"fine_tuning": {"2d": block}}}, "2d")
     assert (settings.freeze_epochs, settings.encoder_lr_scale) == (3, 0.5)
     assert not {"frozen_encoder", "encoder_rate"} & set(settings.block())
+    block["freeze_epochs"] = 2
+    with pytest.raises(SettingsError, match=r'has "freeze_epochs" twice, once as "freeze_epochs"\. Remove one'):
+        FineTuningSettings.of_plans({"genesis": {"fine_tuning": {"2d": block}}}, "2d")
+    assert PretrainingSettings.of_plans({"genesis": {"pretraining": {"sheet_every": 7}}}).plot_every == 7
 
 
 def test_plans_without_a_block_mean_the_defaults():

@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import blob, shrink_plans
 
-PRETRAINING = ("--epochs", 2, "--iterations", 3, "--validation-iterations", 2, "--sheet-every", 1, "--save-every", 1)
+PRETRAINING = ("--epochs", 2, "--iterations", 3, "--validation-iterations", 2, "--plot-every", 1, "--save-every", 1)
 PICTURES = ("progress.png", "restoration_epoch_0001.png", "restoration_epoch_0002.png", "restoration_final.png")
 
 

@@ -1,4 +1,4 @@
-"""Boxes that fit any patch: drawing, growing and shrinking them, their union and its share."""
+"""Boxes that fit any patch: sampling, growing and shrinking them, their union and its share."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def voxels_of(share: float, edge: int, up: bool = False) -> int:
     return max(1, math.ceil(share * edge - 1e-9) if up else math.floor(share * edge + 1e-9))
 
 
-def draw_box(shape: Sequence[int], extent: tuple[float, float], margin: int, up: bool, rng: np.random.Generator) -> Box:
-    """Draw one box with independent, uniform edges and a uniform position.
+def random_box(shape: Sequence[int], size: tuple[float, float], margin: int, up: bool, rng: np.random.Generator) -> Box:
+    """Sample one box with independent, uniform edges and a uniform position.
 
     Args:
         shape: Spatial shape of the patch, any axis at least 1 voxel.
-        extent: Shortest and longest edge as shares of the patch edge.
+        size: Shortest and longest edge as shares of the patch edge.
         margin: Voxels kept free at the patch border; where the box is too long for it, as many as fit.
         up: Whether edges are rounded up to whole voxels, not down.
         rng: Source of randomness.
     """
     box = []
     for edge in shape:
-        shortest, longest = (voxels_of(share, edge, up) for share in extent)
+        shortest, longest = (voxels_of(share, edge, up) for share in size)
         length = int(rng.integers(shortest, longest, endpoint=True))
         free = min(margin, (edge - length) // 2)
         start = int(rng.integers(free, edge - length - free, endpoint=True))

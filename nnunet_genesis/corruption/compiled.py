@@ -50,7 +50,7 @@ def _touch(voxels, windows, w, rows, columns):  # type: ignore[no-untyped-def]
 
 @compiled
 def shuffle_windows(volume: Volume, windows: npt.NDArray[np.int32], longest: int, seed: np.uint64) -> float:
-    """Shuffle the voxels of each window, one window after another, in place.
+    """ShufflingParams the voxels of each window, one window after another, in place.
 
     Args:
         volume: Contiguous (z, y, x).

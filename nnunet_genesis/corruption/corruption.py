@@ -1,4 +1,4 @@
-"""What every corruption is: settings that draw for a patch, and drawings that are applied to its channels."""
+"""What every corruption is: settings that sample params for a patch, and params that are applied to its channels."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from typing_extensions import Self
 from nnunet_genesis.settings_base import Settings, setting
 
 
-class Drawing(ABC):
-    """What was drawn for one channel: everything that is needed to apply it, again and again, bit for bit."""
+class Params(ABC):
+    """What was sampled for one channel: everything that is needed to apply it, again and again, bit for bit."""
 
     @abstractmethod
     def apply(self, channel: Tensor, low: float, high: float) -> None:
         """Corrupt a channel in place, on the CPU; with plain torch operations it works on any device.
 
         Args:
-            channel: Contiguous tensor (*spatial), float32 or float64, of the shape that was drawn for.
+            channel: Contiguous tensor (*spatial), float32 or float64, of the shape that was sampled for.
             low: Lower end of the clean channel's value range.
             high: Upper end; equal to `low` where the channel is constant.
         """
 
     @classmethod
-    def apply_batch(cls, drawn: Sequence[Self], channels: Tensor, low: Tensor, high: Tensor) -> None:
+    def apply_batch(cls, params: Sequence[Self], channels: Tensor, low: Tensor, high: Tensor) -> None:
         """Corrupt many channels in place, on any device; one after another unless a corruption knows better.
 
         Args:
-            drawn: One drawing for each channel.
+            params: One for each channel.
             channels: Contiguous tensor (N, *spatial), float32 or float64.
             low: (N,) lower ends of the value ranges, on the same device.
             high: (N,) upper ends.
         """
-        for drawing, channel, ends in zip(drawn, channels, zip(low, high, strict=True), strict=True):
-            drawing.apply(channel, *ends)
+        for one, channel, ends in zip(params, channels, zip(low, high, strict=True), strict=True):
+            one.apply(channel, *ends)
 
-    def scored(self, shape: Sequence[int]) -> Tensor | None:
+    def loss_mask(self, shape: Sequence[int]) -> Tensor | None:
         """Boolean mask (*spatial) of the voxels whose restoration counts; None: all of them."""
         return None
 
@@ -51,14 +51,14 @@ class Corruption(Settings, ABC):
     probability: float = setting(0.0, "probability, per channel", at_least=0, at_most=1)
 
     @abstractmethod
-    def draw(self, shape: Sequence[int], rng: np.random.Generator) -> Drawing:
-        """Draw for one channel of spatial shape `shape` (2 or 3 axes of at least 1 voxel)."""
+    def sample(self, shape: Sequence[int], rng: np.random.Generator) -> Params:
+        """Sample for one channel of spatial shape `shape` (2 or 3 axes of at least 1 voxel)."""
 
-    def draw_channels(
+    def sample_channels(
         self, channels: int, shape: Sequence[int], rng: np.random.Generator
-    ) -> tuple[Drawing | None, ...]:
-        """Draw for all channels of a patch, each by itself; None where it does not take place."""
-        return tuple(self.draw(shape, rng) if rng.random() < self.probability else None for _ in range(channels))
+    ) -> tuple[Params | None, ...]:
+        """Sample for all channels of a patch, each by itself; None where it does not take place."""
+        return tuple(self.sample(shape, rng) if rng.random() < self.probability else None for _ in range(channels))
 
     def alone(self, name: str) -> dict[str, Corruption]:
         """Names and settings under which it always takes place, e.g. to measure it by itself."""

@@ -1,4 +1,4 @@
-"""Cutouts: a channel goes in, the channel with noise in part of it comes out."""
+"""Cutouts (out-painting and in-painting): a channel goes in, the channel with noise in part of it comes out."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nnunet_genesis.corruption.boxes import Box, draw_box, grown, shrunk, union, union_share
+from nnunet_genesis.corruption.boxes import Box, grown, random_box, shrunk, union, union_share
 from nnunet_genesis.corruption.compiled import fill_with_noise
-from nnunet_genesis.corruption.corruption import Corruption, Drawing
+from nnunet_genesis.corruption.corruption import Corruption, Params
 from nnunet_genesis.settings_base import setting
 
 _SEEDS = 2**63
 
 
 @dataclass(frozen=True)
-class Painting(Drawing):
-    """What was drawn: windows, on which side of them noise is painted, and the seed of the noise.
+class CutoutParams(Params):
+    """The windows, on which side of them noise is painted, and the seed of the noise.
 
-    From Models Genesis (Zhou et al., MICCAI 2019 and MedIA 2021, on out-painting and in-painting; renamed outer and
-    inner cutout). How ours differs: noise spans the patch's own intensities, not [0, 1]; it is used for both cutouts
-    (MICCAI 2019 has a constant inside); the limit on the replaced share always holds.
+    From Models Genesis (Zhou et al., MICCAI 2019 and MedIA 2021), where outer cutout is called out-painting and inner
+    cutout in-painting. How ours differs: noise spans the patch's own intensities, not [0, 1]; it is used for both
+    cutouts (MICCAI 2019 has a constant inside); the limit on the replaced share always holds.
 
     Attributes:
-        outer: Whether the outside of the windows is replaced (outer cutout) or the inside (inner cutout).
+        outer: Whether the outside of the windows is replaced (outer cutout, out-painting) or the inside
+            (inner cutout, in-painting).
         boxes: The windows, in voxels.
         seed: Seed of the noise.
     """
@@ -47,55 +48,72 @@ class Painting(Drawing):
         fill_with_noise(channel.numpy().reshape(-1), mask, low, high, np.uint64(self.seed))
 
     @classmethod
-    def apply_batch(cls, drawn: Sequence[Painting], channels: Tensor, low: Tensor, high: Tensor) -> None:
+    def apply_batch(cls, params: Sequence[CutoutParams], channels: Tensor, low: Tensor, high: Tensor) -> None:
         """The same for all channels at once. The noise is the device's own: other numbers, evenly spread as well."""
         device, ends = channels.device, (-1, *(1 for _ in channels.shape[1:]))
         inside = torch.zeros_like(channels, dtype=torch.bool)
-        for boxes in _padded(drawn, channels.ndim - 1):
+        for boxes in _padded(params, channels.ndim - 1):
             faces = torch.from_numpy(boxes).to(device)
             inside |= _all_axes([_between(faces[:, axis], edge) for axis, edge in enumerate(channels.shape[1:])])
-        outer = torch.tensor([drawing.outer for drawing in drawn], device=device).view(ends)
-        noise = torch.stack([_uniform(drawing.seed, channels[0]) for drawing in drawn])
+        outer = torch.tensor([one.outer for one in params], device=device).view(ends)
+        noise = torch.stack([_uniform(one.seed, channels[0]) for one in params])
         low, high = low.view(ends), high.view(ends)
         channels.copy_(torch.where(inside ^ outer, (low + (high - low) * noise).clamp(low, high), channels))
 
 
 @dataclass(frozen=True)
 class Cutout(Corruption):
-    """Settings of both cutouts, which exclude each other; extents are shares of the patch edge."""
+    """Settings of both cutouts, out-painting and in-painting, which exclude each other."""
 
-    probability: float = setting(0.9, "probability, per channel, of a cutout", at_least=0, at_most=1)
+    probability: float = setting(
+        0.9, "probability, per channel, of a cutout (out-painting or in-painting)", at_least=0, at_most=1
+    )
     outer_share: float = setting(
-        0.8, "share of cutouts that replace what lies outside their windows", at_least=0, at_most=1
+        0.8,
+        "share of cutouts that are outer ones (out-painting): they replace the outside of their windows",
+        at_least=0,
+        at_most=1,
     )
     windows: int = setting(10, "most windows of a cutout", at_least=1)
-    further_window: float = setting(0.95, "probability of each window after the first", at_least=0, at_most=1)
-    outer_extent: tuple[float, float] = setting(
-        (0.6, 0.95), "shortest and longest edge of a kept window (outer cutout)", at_least=0, at_most=1
+    next_window_probability: float = setting(
+        0.95, "probability of each window after the first", at_least=0, at_most=1, formerly="further_window"
     )
-    inner_extent: tuple[float, float] = setting(
-        (0.1, 0.4), "shortest and longest edge of a replaced window (inner cutout)", at_least=0, at_most=1
+    outer_window_size: tuple[float, float] = setting(
+        (0.6, 0.95),
+        "shortest and longest edge of a window kept by an outer cutout (out-painting), as share of the patch edge",
+        at_least=0,
+        at_most=1,
+        formerly="outer_extent",
     )
-    limit: float = setting(0.25, "largest share of the patch that a cutout may replace", at_least=0, at_most=1)
+    inner_window_size: tuple[float, float] = setting(
+        (0.1, 0.4),
+        "shortest and longest edge of a window replaced by an inner cutout (in-painting), as share of the patch edge",
+        at_least=0,
+        at_most=1,
+        formerly="inner_extent",
+    )
+    max_replaced: float = setting(
+        0.25, "largest share of the patch that a cutout may replace", at_least=0, at_most=1, formerly="limit"
+    )
     margin: int = setting(0, "voxels between a window and the patch border; fewer on thin patches", at_least=0)
 
-    def draw(self, shape: Sequence[int], rng: np.random.Generator) -> Painting:
-        """Windows of different sizes, superimposed into one shape, that replace at most `limit` of the patch.
+    def sample(self, shape: Sequence[int], rng: np.random.Generator) -> CutoutParams:
+        """Windows of different sizes, superimposed into one shape, that replace at most `max_replaced` of the patch.
 
         If they would replace too much, the windows of an outer cutout grow voxel by voxel on all sides (beyond the
         margin if need be), and those of an inner cutout shrink; windows that can shrink no more vanish one by one.
         On tiny patches nothing may be left.
         """
         outer = bool(rng.random() < self.outer_share)
-        extent = self.outer_extent if outer else self.inner_extent
-        boxes = [draw_box(shape, extent, self.margin, outer, rng)]
-        while len(boxes) < self.windows and rng.random() < self.further_window:
-            boxes.append(draw_box(shape, extent, self.margin, outer, rng))
+        size = self.outer_window_size if outer else self.inner_window_size
+        boxes = [random_box(shape, size, self.margin, outer, rng)]
+        while len(boxes) < self.windows and rng.random() < self.next_window_probability:
+            boxes.append(random_box(shape, size, self.margin, outer, rng))
         limited = _grown_until if outer else _shrunk_until
-        return Painting(outer, tuple(limited(boxes, shape, self.limit)), int(rng.integers(_SEEDS)))
+        return CutoutParams(outer, tuple(limited(boxes, shape, self.max_replaced)), int(rng.integers(_SEEDS)))
 
     def alone(self, name: str) -> dict[str, Corruption]:
-        """Outer and inner cutout, each by itself."""
+        """Outer cutout (out-painting) and inner cutout (in-painting), each by itself."""
         return {
             f"outer_{name}": replace(self, probability=1.0, outer_share=1.0),
             f"inner_{name}": replace(self, probability=1.0, outer_share=0.0),
@@ -115,12 +133,12 @@ def _shrunk_until(boxes: list[Box], shape: Sequence[int], limit: float) -> list[
     return boxes
 
 
-def _padded(drawn: Sequence[Painting], axes: int) -> npt.NDArray[np.int64]:
-    """All windows, (most windows, N, axes, 2); those that a drawing does not have are empty."""
-    boxes = np.zeros((max(len(drawing.boxes) for drawing in drawn), len(drawn), axes, 2), dtype=np.int64)
-    for n, drawing in enumerate(drawn):
-        if drawing.boxes:
-            boxes[: len(drawing.boxes), n] = drawing.boxes
+def _padded(params: Sequence[CutoutParams], axes: int) -> npt.NDArray[np.int64]:
+    """All windows, (most windows, N, axes, 2); where there are fewer, the others are empty."""
+    boxes = np.zeros((max(len(one.boxes) for one in params), len(params), axes, 2), dtype=np.int64)
+    for n, one in enumerate(params):
+        if one.boxes:
+            boxes[: len(one.boxes), n] = one.boxes
     return boxes
 
 

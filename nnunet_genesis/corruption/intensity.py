@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nnunet_genesis.corruption.compiled import map_piecewise
-from nnunet_genesis.corruption.corruption import Corruption, Drawing
+from nnunet_genesis.corruption.corruption import Corruption, Params
 from nnunet_genesis.settings_base import setting
 
 KNOTS = 1024
@@ -23,8 +23,8 @@ _ARGUMENTS = np.linspace(0.0, 1.0, KNOTS)
 
 
 @dataclass(frozen=True)
-class Curve(Drawing):
-    """What was drawn: the inner control points of a cubic Bézier curve in the unit square.
+class IntensityParams(Params):
+    """The inner control points of a cubic Bézier curve in the unit square.
 
     The curve, stretched so that it maps the value range onto itself, is a strictly monotone map of all real numbers:
     values beyond an end keep their distance to the end, or to the opposite one if the curve decreases.
@@ -66,14 +66,14 @@ class Curve(Drawing):
         map_piecewise(channel.numpy().reshape(-1), base, rise, low, high, -1.0 if self.decreasing else 1.0)
 
     @classmethod
-    def apply_batch(cls, drawn: Sequence[Curve], channels: Tensor, low: Tensor, high: Tensor) -> None:
+    def apply_batch(cls, params: Sequence[IntensityParams], channels: Tensor, low: Tensor, high: Tensor) -> None:
         """Send each channel along its curve, all at once."""
         ends = (-1, *(1 for _ in channels.shape[1:]))
         low, high = low.view(ends), high.view(ends)
         span = high - low
         bendable = (span > _SPANS[0]) & (span < _SPANS[1])
-        table = torch.from_numpy(np.stack([curve.table() for curve in drawn])).to(channels)
-        slope = torch.tensor([-1.0 if curve.decreasing else 1.0 for curve in drawn]).to(channels).view(ends)
+        table = torch.from_numpy(np.stack([one.table() for one in params])).to(channels)
+        slope = torch.tensor([-1.0 if one.decreasing else 1.0 for one in params]).to(channels).view(ends)
         inside = channels.clamp(low, high)
         place = (inside - low) * ((KNOTS - 1) / torch.where(bendable, span, 1.0))
         left = place.long().clamp_(0, KNOTS - 2).flatten(1)  # NaN, too, finds a place; it stays NaN
@@ -92,7 +92,7 @@ class Intensity(Corruption):
     )
     decreasing: float = setting(0.5, "share of curves that invert the contrast", at_least=0, at_most=1)
 
-    def draw(self, shape: Sequence[int], rng: np.random.Generator) -> Curve:
+    def sample(self, shape: Sequence[int], rng: np.random.Generator) -> IntensityParams:
         """A curve whose inner control points are uniform in the unit square."""
         x1, y1, x2, y2 = rng.random(4).tolist()
-        return Curve((x1, y1), (x2, y2), bool(rng.random() < self.decreasing))
+        return IntensityParams((x1, y1), (x2, y2), bool(rng.random() < self.decreasing))

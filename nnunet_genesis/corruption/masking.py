@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_genesis.corruption.corruption import Corruption, Drawing
+from nnunet_genesis.corruption.corruption import Corruption, Params
 from nnunet_genesis.settings_base import setting
 
 
 @dataclass(frozen=True)
-class Mask(Drawing):
-    """What was drawn: a grid over the patch, and which of its cells are masked.
+class MaskingParams(Params):
+    """A grid over the patch, and which of its cells are masked.
 
     Attributes:
         edges: Edge of a cell along each spatial axis, in voxels.
@@ -28,9 +28,9 @@ class Mask(Drawing):
 
     def apply(self, channel: Tensor, low: float, high: float) -> None:
         """Set the masked voxels to 0, the mean of z-scored intensities and the value of padding."""
-        channel.masked_fill_(self.scored(channel.shape).to(channel.device), 0.0)
+        channel.masked_fill_(self.loss_mask(channel.shape).to(channel.device), 0.0)
 
-    def scored(self, shape: Sequence[int]) -> Tensor:
+    def loss_mask(self, shape: Sequence[int]) -> Tensor:
         """The masked voxels: what is visible needs no restoration."""
         masked = torch.zeros(_grid(shape, self.edges), dtype=torch.bool)
         masked.view(-1)[list(self.cells)] = True
@@ -45,18 +45,22 @@ class Masking(Corruption):
 
     probability: float = setting(0.0, "probability, per patch, of masking", at_least=0, at_most=1)
     ratio: float = setting(0.75, "share of the cells that are masked", above=0, at_most=1)
-    edge: int = setting(16, "edge of a cell in voxels; at most half of the patch edge", at_least=1)
+    cell_size: int = setting(
+        16, "edge of a cell in voxels; at most half of the patch edge", at_least=1, formerly="edge"
+    )
 
-    def draw(self, shape: Sequence[int], rng: np.random.Generator) -> Mask:
+    def sample(self, shape: Sequence[int], rng: np.random.Generator) -> MaskingParams:
         """Cells of a regular grid, at least one, each equally likely."""
-        edges = tuple(min(self.edge, math.ceil(voxels / 2)) for voxels in shape)
+        edges = tuple(min(self.cell_size, math.ceil(voxels / 2)) for voxels in shape)
         cells = math.prod(_grid(shape, edges))
         masked = rng.permutation(cells)[: max(1, round(self.ratio * cells))]
-        return Mask(edges, tuple(sorted(masked.tolist())))
+        return MaskingParams(edges, tuple(sorted(masked.tolist())))
 
-    def draw_channels(self, channels: int, shape: Sequence[int], rng: np.random.Generator) -> tuple[Mask | None, ...]:
+    def sample_channels(
+        self, channels: int, shape: Sequence[int], rng: np.random.Generator
+    ) -> tuple[MaskingParams | None, ...]:
         """The same mask in every channel, or none: what one channel hides, another must not show."""
-        return (self.draw(shape, rng) if rng.random() < self.probability else None,) * channels
+        return (self.sample(shape, rng) if rng.random() < self.probability else None,) * channels
 
 
 def _grid(shape: Sequence[int], edges: Sequence[int]) -> tuple[int, ...]:

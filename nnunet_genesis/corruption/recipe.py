@@ -23,7 +23,7 @@ class Recipe(Settings):
     so that one recipe fits every patch size. From Models Genesis (Zhou et al., MICCAI 2019 and MedIA 2021); "paper"
     follows the text, "released" the published code. "paper" does not flip: the orientation of the anatomy helps to
     tell inverted from plain contrast, and flipped patches are learned much more slowly. How ours differs: sizes give
-    way where a patch is too thin for them, and the limit on the replaced share (cutout's `limit`) always holds.
+    way where a patch is too thin for them, and the limit on the replaced share (cutout's `max_replaced`) always holds.
     """
 
     flip_probability: float = setting(
@@ -67,7 +67,9 @@ RECIPES: dict[str, Recipe] = {
     "released": Recipe(
         flip_probability=0.2,  # as many flips, on average, as the code's loop gives
         shuffling=Shuffling(windows=10_000),
-        cutout=Cutout(windows=5, outer_extent=(3 / 7, 4 / 7), inner_extent=(1 / 6, 1 / 3), limit=1.0, margin=3),
+        cutout=Cutout(
+            windows=5, outer_window_size=(3 / 7, 4 / 7), inner_window_size=(1 / 6, 1 / 3), max_replaced=1.0, margin=3
+        ),
     ),
     "masking": replace(_PAPER.without(), masking=Masking(probability=1.0)),
 }

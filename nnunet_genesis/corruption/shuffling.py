@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nnunet_genesis.corruption.boxes import voxels_of
 from nnunet_genesis.corruption.compiled import shuffle_windows
-from nnunet_genesis.corruption.corruption import Corruption, Drawing
+from nnunet_genesis.corruption.corruption import Corruption, Params
 from nnunet_genesis.settings_base import setting
 
 _SEEDS = 2**63
@@ -25,8 +25,8 @@ COVER_PER_TURN = 0.125
 
 
 @dataclass(frozen=True, eq=False)
-class Shuffle(Drawing):
-    """What was drawn: the windows, and the seed of the permutations inside them.
+class ShufflingParams(Params):
+    """The windows, and the seed of the permutations inside them.
 
     From Models Genesis (Zhou et al., MICCAI 2019 and MedIA 2021, on local pixel shuffling). How ours differs: like
     the paper and unlike the released code, windows are shuffled in place, so that no value is lost or duplicated
@@ -52,17 +52,17 @@ class Shuffle(Drawing):
         shuffle_windows(volume, windows, largest, np.uint64(self.seed))
 
     @classmethod
-    def apply_batch(cls, drawn: Sequence[Shuffle], channels: Tensor, low: Tensor, high: Tensor) -> None:
+    def apply_batch(cls, params: Sequence[ShufflingParams], channels: Tensor, low: Tensor, high: Tensor) -> None:
         """Permute the voxels inside the windows of all channels at once, a few windows of each channel at a time.
 
         Where windows of one turn overlap, the last one takes the common voxels. So every channel stays an exact
         permutation of itself; voxels travel as far as they do when windows come one after another, but for the few
-        in such overlaps. The permutations are other ones than `apply` draws, equally distributed.
+        in such overlaps. The permutations are other ones than those of `apply`, equally distributed.
         """
         nowhere = channels.numel()  # one voxel more than there are: where entries end that another window overruled
         values = torch.cat([channels.reshape(-1), channels.new_zeros(1)])
         owner = torch.empty(nowhere, dtype=torch.int64, device=channels.device)
-        for window, voxel, key in _turns(drawn, channels):
+        for window, voxel, key in _turns(params, channels):
             owner.fill_(-1).scatter_reduce_(0, voxel, window, "amax")
             live = owner[voxel] == window
             place = torch.where(live, voxel, nowhere)
@@ -79,24 +79,28 @@ class Shuffling(Corruption):
 
     probability: float = setting(0.5, "probability, per channel, of local shuffling", at_least=0, at_most=1)
     windows: int = setting(1_000, "number of windows whose voxels are shuffled", at_least=1)
-    extent: float = setting(0.1, "longest edge of a window, as share of the patch edge", above=0, at_most=1)
-    cover: float = setting(2.5, "most times that the windows cover the patch, on average; limits their number", above=0)
+    max_window_size: float = setting(
+        0.1, "longest edge of a window, as share of the patch edge", above=0, at_most=1, formerly="extent"
+    )
+    max_coverage: float = setting(
+        2.5, "most times that the windows cover the patch, on average; limits their number", above=0, formerly="cover"
+    )
 
-    def draw(self, shape: Sequence[int], rng: np.random.Generator) -> Shuffle:
+    def sample(self, shape: Sequence[int], rng: np.random.Generator) -> ShufflingParams:
         """Windows with independent, uniform edges (at least 1 voxel) at uniform positions.
 
         There are fewer of them where they are large compared with the patch, as in 2D.
         """
-        longest = [voxels_of(self.extent, edge) for edge in shape]
+        longest = [voxels_of(self.max_window_size, edge) for edge in shape]
         average = math.prod((edge + 1) / 2 for edge in longest)
-        count = min(self.windows, max(1, int(self.cover * math.prod(shape) / average)))
+        count = min(self.windows, max(1, int(self.max_coverage * math.prod(shape) / average)))
         windows = np.empty((count, len(shape), 2), dtype=np.int32)
         for axis, (edge, most) in enumerate(zip(shape, longest, strict=True)):
             lengths = rng.integers(1, most, count, endpoint=True, dtype=np.int32)
             # scaled and cut off: several times faster than integers with a bound for each window
             windows[:, axis, 0] = rng.random(count) * (edge + 1 - lengths)
             windows[:, axis, 1] = windows[:, axis, 0] + lengths
-        return Shuffle(windows, int(rng.integers(_SEEDS)))
+        return ShufflingParams(windows, int(rng.integers(_SEEDS)))
 
 
 def _voxels_in(windows: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -105,7 +109,7 @@ def _voxels_in(windows: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return voxels
 
 
-def _turns(drawn: Sequence[Shuffle], channels: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _turns(params: Sequence[ShufflingParams], channels: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The windows of all channels as lists of entries, a turn after the other.
 
     Yields:
@@ -114,16 +118,16 @@ def _turns(drawn: Sequence[Shuffle], channels: Tensor) -> Iterator[tuple[Tensor,
         depend on the other channels.
     """
     shape, voxels, device = channels.shape[1:], channels[0].numel(), channels.device
-    sizes = [_voxels_in(drawing.windows) for drawing in drawn]
-    generators = [torch.Generator(device).manual_seed(drawing.seed) for drawing in drawn]
+    sizes = [_voxels_in(one.windows) for one in params]
+    generators = [torch.Generator(device).manual_seed(one.seed) for one in params]
     turns = [max(1, math.ceil(size.sum() / voxels / COVER_PER_TURN)) for size in sizes]
     cuts = [np.linspace(0, len(size), count + 1).astype(int) for size, count in zip(sizes, turns, strict=True)]
     for turn in range(max(turns)):
         members = [n for n, count in enumerate(turns) if turn < count]
         parts = {n: slice(*cuts[n][turn : turn + 2]) for n in members}
-        windows = np.concatenate([drawn[n].windows[parts[n]] for n in members]).astype(np.int64)
+        windows = np.concatenate([params[n].windows[parts[n]] for n in members]).astype(np.int64)
         counts = [int(sizes[n][parts[n]].sum()) for n in members]
-        begin = np.repeat([n * voxels for n in members], [len(drawn[n].windows[parts[n]]) for n in members])
+        begin = np.repeat([n * voxels for n in members], [len(params[n].windows[parts[n]]) for n in members])
         size = torch.from_numpy(_voxels_in(windows)).to(device)
         lows, lengths, begins = (
             torch.from_numpy(table).to(device) for table in (windows[..., 0], windows[..., 1] - windows[..., 0], begin)

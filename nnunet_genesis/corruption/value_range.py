@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -33,12 +34,12 @@ def value_range(channel: Tensor, percentiles: tuple[float, float]) -> tuple[floa
     return _order_statistics(channel, (0.0, 100.0))
 
 
-def value_ranges(channels: Tensor, percentiles: tuple[float, float]) -> tuple[Tensor, Tensor]:
+def value_ranges(channels: Tensor, percentiles: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor]:
     """The same for many channels on any device, without waiting for it.
 
     Args:
         channels: Tensor (N, *spatial).
-        percentiles: Low and high percentile, 0..100.
+        percentiles: Low and high percentile for each channel, 0..100.
 
     Returns:
         Low and high ends, (N,) each: those that `value_range` finds for each channel.
@@ -46,18 +47,15 @@ def value_ranges(channels: Tensor, percentiles: tuple[float, float]) -> tuple[Te
     voxels = torch.stack([_subset(channel) for channel in channels]).flatten(1)
     counted = voxels.isfinite().sum(1, keepdim=True)
     ordered = torch.where(voxels.isfinite(), voxels, torch.inf).sort(1).values
-    low, high = (
-        ordered.gather(1, (percentile / 100 * (counted - 1).double()).round().long().clamp(min=0)).squeeze(1)
-        for percentile in percentiles
-    )
+    shares = torch.tensor(percentiles, dtype=torch.float64).to(channels.device, non_blocking=True) / 100
+    low, high = ordered.gather(1, (shares * (counted - 1)).round().long().clamp(min=0)).unbind(1)
     everything = channels.flatten(1)
     finite = everything.isfinite()
     lowest = torch.where(finite, everything, torch.inf).amin(1)
     highest = torch.where(finite, everything, -torch.inf).amax(1)
-    robust, some = low < high, finite.any(1)
-    return torch.where(some, torch.where(robust, low, lowest), 0), torch.where(
-        some, torch.where(robust, high, highest), 0
-    )
+    low, high = torch.where(low < high, low, lowest), torch.where(low < high, high, highest)
+    some = finite.any(1)
+    return torch.where(some, low, 0), torch.where(some, high, 0)
 
 
 def _subset(channel: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ PLAIN_STYLE = style.context("default")
 """nnU-Net's own pictures change fonts and grids of all that are drawn after them."""
 
 COLUMNS = ("original", "corrupted", "restored", "|restored - original|")
-CELL, GAP = 1.4, 0.06
-"""Width of an image of a corruption sheet, and the space between two, in inches."""
+CELL, GAP, HEAD = 1.4, 0.06, 0.85
+"""Width of an image of a corruption sheet, the space between two, and that for headings (of two lines), in inches."""
 
 
 @PLAIN_STYLE
@@ -81,15 +81,15 @@ def corruption_sheet(
     for headings in groups.values():
         spans.append([right + (CELL + GAP) * n for n in range(len(headings))])
         right = spans[-1][-1] + CELL + 4 * GAP
-    width, height = right - 3 * GAP, sum(heights) + len(rows) * GAP + 0.7
+    width, height = right - 3 * GAP, sum(heights) + len(rows) * GAP + HEAD
     figure = Figure(figsize=(width, height))
     figure.text(0.3 / width, 1 - 0.08 / height, title, fontsize=10, va="top")
     for (group, headings), lefts in zip(groups.items(), spans, strict=True):
         centre = (lefts[0] + lefts[-1] + CELL) / 2
         figure.text(centre / width, 1 - 0.42 / height, group, fontsize=10, ha="center", va="center")
         for heading, left in zip(headings, lefts, strict=True):
-            figure.text((left + CELL / 2) / width, 1 - 0.6 / height, heading, fontsize=9, ha="center", va="center")
-    bottom = height - 0.7
+            figure.text((left + CELL / 2) / width, 1 - 0.81 / height, heading, fontsize=9, ha="center", va="bottom")
+    bottom = height - HEAD
     for images, name, tall in zip(rows, names, heights, strict=True):
         bottom -= tall
         for image, left in zip(images, [left for lefts in spans for left in lefts], strict=True):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from nnunet_genesis.corruption import Drawn, Recipe, corrupt, corrupt_batch, draw, flipped, to_restore
+from nnunet_genesis.corruption import PairParams, Recipe, apply_params, apply_params_batch, sample_params
 
 ATTEMPTS = 10
 """Crops tried before one that is nearly empty is accepted."""
@@ -26,13 +26,13 @@ TRAINING, VALIDATION = 0, 1
 class PatchBatches(Dataset[dict[str, Any]]):
     """Batches to train or validate restoration on, addressed by their number.
 
-    Sample `k` of a stream is drawn from a generator of its own, `default_rng([seed, stream, k])`. Hence the same
+    Sample `k` of a stream has a generator of its own, `default_rng([seed, stream, k])`. Hence the same
     patches come in the same order whatever the number of workers or GPUs, and after a restart as without one.
 
     A batch is nnU-Net's dictionary: `data` float32 (B, C, *patch), `target` alike, `keys` the case identifiers.
     Where a volume is smaller than the patch, `data` is padded with 0, as in nnU-Net, and `target` with NaN:
-    voxels without a finite target carry no loss. If `corrupt` is false, `target` holds the clean patches and
-    there is no `data` but `drawn`: `corrupted_on` makes both of them.
+    voxels without a finite target carry no loss. If `corrupt` is false, `target` holds the patches as they were cut
+    and there is no `data` but `params`: `corrupted_on` makes both of them.
     """
 
     volumes: Any
@@ -60,28 +60,28 @@ class PatchBatches(Dataset[dict[str, Any]]):
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Batch `number`, counted from 0."""
         begin = number * self.global_batch_size + self.first
-        crops, drawn, keys = zip(*(self.crop(begin + i) for i in range(self.batch_size)), strict=True)
+        crops, params, keys = zip(*(self.crop(begin + i) for i in range(self.batch_size)), strict=True)
         if not self.corrupt:
-            return {"keys": list(keys), "drawn": list(drawn), "target": self._padded(crops, math.nan)}
+            return {"keys": list(keys), "params": list(params), "target": self._padded(crops, math.nan)}
+        corrupted, target = zip(*map(apply_params, crops, params), strict=True)
         return {
             "keys": list(keys),
-            "data": self._padded(map(corrupt, crops, drawn), 0.0),
-            "target": self._padded(map(to_restore, crops, drawn), math.nan),
+            "data": self._padded(corrupted, 0.0),
+            "target": self._padded(target, math.nan),
         }
 
     def _padded(self, patches: Iterable[torch.Tensor], value: float) -> torch.Tensor:
         return torch.stack([pad(patch, self.patch_size, value) for patch in patches])
 
-    def crop(self, k: int) -> tuple[torch.Tensor, Drawn, str]:
-        """Sample `k`: a clean crop, float32 (C, *at most the patch), what is to be done to it, and the case."""
+    def crop(self, k: int) -> tuple[torch.Tensor, PairParams, str]:
+        """Sample `k`: a clean crop, float32 (C, *at most the patch), params of its pair, and the case."""
         crops = np.random.default_rng([self.seed, self.stream, k, 0])
         corruptions = np.random.default_rng([self.seed, self.stream, k, 1])
         cases = self.volumes.identifiers
         # validation walks through the volumes, in random order in case there are more of them than patches
         case = self._walk[k % len(cases)] if self.stream == VALIDATION else cases[crops.integers(len(cases))]
         crop = torch.from_numpy(self._informative_crop(case, crops))
-        drawn = draw(crop.shape, self.recipe, corruptions)
-        return flipped(crop, drawn), drawn, case
+        return crop, sample_params(crop.shape, self.recipe, corruptions), case
 
     def _informative_crop(self, case: str, rng: np.random.Generator) -> np.ndarray[Any, Any]:
         """A random crop that is not empty air, (C, *at most the patch), float32."""
@@ -103,6 +103,18 @@ class PatchBatches(Dataset[dict[str, Any]]):
 def ranked(cases: Iterable[str], seed: int) -> list[str]:
     """Cases in a random order in which each keeps its place relative to the others when cases are added."""
     return sorted(cases, key=lambda case: hashlib.sha256(f"{seed}/{case}".encode()).digest())
+
+
+def hold_out(cases: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
+    """Split cases into training and validation: a seeded share of them, at least one, is held out.
+
+    The split hardly changes when scans are added. A single case is used for both.
+    """
+    cases = ranked(cases, seed)
+    if len(cases) < 2:
+        return cases, cases
+    count = min(len(cases) - 1, max(1, round(share * len(cases))))
+    return sorted(cases[count:]), sorted(cases[:count])
 
 
 def random_crop(volume: Any, patch_size: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:
@@ -144,20 +156,19 @@ def pad(patch: torch.Tensor, patch_size: tuple[int, ...], value: float) -> torch
 
 
 def corrupted_on(device: torch.device, batch: dict[str, Any]) -> dict[str, Any]:
-    """A batch with `drawn` → the same batch with `data` and `target`, corrupted on a device without padding."""
-    clean, drawn = batch["target"].to(device, non_blocking=True), batch["drawn"]
+    """A batch with `params` → the same batch with `data` and `target`, made on a device without the padding."""
+    clean, params = batch["target"].to(device, non_blocking=True), batch["params"]
     data, target = torch.zeros_like(clean), clean.clone()
-    for shape in sorted({one.shape for one in drawn}):
-        members = [n for n, one in enumerate(drawn) if one.shape == shape]
+    for shape in sorted({one.shape for one in params}):
+        members = [n for n, one in enumerate(params) if one.shape == shape]
         window = [slice(None)]
         for have, want in zip(clean.shape[2:], shape[1:], strict=True):
             start = (have - want) // 2  # where `pad` puts it
             window.append(slice(start, start + want))
         crops = torch.stack([clean[n][tuple(window)] for n in members])
-        corrupted = corrupt_batch(crops, [drawn[n] for n in members])
-        for place, n in enumerate(members):
-            data[n][tuple(window)] = corrupted[place]
-            target[n][tuple(window)] = to_restore(crops[place], drawn[n])
+        pairs = apply_params_batch(crops, [params[n] for n in members])
+        for n, corrupted, restored in zip(members, *pairs, strict=True):
+            data[n][tuple(window)], target[n][tuple(window)] = corrupted, restored
     return {**batch, "data": data, "target": target}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,12 @@ from nnunet_genesis.pretraining.patches import VALIDATION, PatchBatches
 from nnunet_genesis.settings import PretrainingSettings
 
 MIXTURES = 3
-"""Columns that show what the recipe makes of a patch, each drawn anew."""
+"""Columns that show what the recipe makes of a patch, each with params of its own."""
 
 MOST_ROWS = 50
+
+HEADINGS = {"outer_cutout": "outer cutout\n(out-painting)", "inner_cutout": "inner cutout\n(in-painting)"}
+"""What columns are called where the name of a corruption is not enough: as in Models Genesis, too."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def preview(
     channel: str | None = None,
     rows: int = 3,
 ) -> Preview:
-    """Draw patches of different cases, cut as in pre-training: original, each corruption alone, mixtures.
+    """Draw patches of different cases, cut as in pre-training: original, each corruption alone, mixtures without flips.
 
     Seed, recipe and patch size are those of the plans: the same plans and volumes give the same picture.
 
@@ -90,10 +93,10 @@ def examples(
 
     Returns:
         Headings of the columns in groups; for each row the clean crop and its corrupted versions, float32
-        (C, *at most the patch); the case of each row.
+        (C, *at most the patch), none of them mirrored; the case of each row.
     """
     alone = recipe.alone()
-    recipes = [*alone.values(), *[recipe] * MIXTURES]
+    recipes = [*alone.values(), *[replace(recipe, flip_probability=0.0)] * MIXTURES]
     patches, cases = [], []
     for k in range(rows):
         clean, _, case = batches.crop(k)
@@ -103,8 +106,8 @@ def examples(
         cases.append(case)
     groups = {
         "": ["original"],
-        "each corruption alone": [name.replace("_", " ") for name in alone],
-        "mixtures, as the recipe draws them": [f"draw {number}" for number in range(1, MIXTURES + 1)],
+        "each corruption alone": [HEADINGS.get(name, name.replace("_", " ")) for name in alone],
+        "mixtures of the recipe": [f"mixture {number}" for number in range(1, MIXTURES + 1)],
     }
     return {heading: columns for heading, columns in groups.items() if columns}, patches, cases
 

@@ -6,50 +6,39 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import autocast, nn
 
-from nnunet_genesis.checkpoints.saving import plain, save_plain, versions
-from nnunet_genesis.corruption import Recipe, compile_loops, corrupt
+from nnunet_genesis.checkpoints.saving import save_plain, versions
+from nnunet_genesis.corruption import Recipe, apply_params, compile_loops
 from nnunet_genesis.errors import DatasetError, one_line
 from nnunet_genesis.files import write_json
 from nnunet_genesis.networks.build import build_unet, unwrap
 from nnunet_genesis.nnunet_dataset import channel_names
 from nnunet_genesis.preflight import check_before_training, volumes_folder
-from nnunet_genesis.pretraining.figures import pretraining_progress, restoration_sheet
+from nnunet_genesis.pretraining.figures import restoration_sheet
 from nnunet_genesis.pretraining.loss import RestorationLoss, freeze_unused_heads, mean_errors, restoration_errors
-from nnunet_genesis.pretraining.patches import TRAINING, VALIDATION, PatchBatches, corrupted_ahead, load, pad, ranked
+from nnunet_genesis.pretraining.patches import (
+    TRAINING,
+    VALIDATION,
+    PatchBatches,
+    corrupted_ahead,
+    hold_out,
+    load,
+    pad,
+)
+from nnunet_genesis.pretraining.restoration_log import ERRORS, RestorationLog
 from nnunet_genesis.settings import PretrainingSettings
 
 SHEET_ROWS = 4
-EPOCH_LOGS = ("train_losses", "val_losses", "lrs", "epoch_start_timestamps", "epoch_end_timestamps",
-              "restoration_mse", "restoration_mae", "restoration_psnr", "copy_mse", "mean_mse")  # fmt: skip
-
-
-class RestorationLog(LocalLogger):
-    """nnU-Net's log with the quantities of restoration in place of Dice, as Python numbers."""
-
-    def __init__(self) -> None:
-        """Start empty."""
-        super().__init__()
-        self.my_fantastic_logging: dict[str, list[Any]] = {name: [] for name in EPOCH_LOGS}
-
-    def log(self, key: str, value: Any, epoch: int) -> None:
-        """Log one value per epoch."""
-        super().log(key, plain(value), epoch)
-
-    def plot_progress_png(self, output_folder: str) -> None:
-        """Draw `progress.png`."""
-        pretraining_progress(self.my_fantastic_logging, Path(output_folder) / "progress.png")
 
 
 class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
@@ -182,11 +171,6 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         for state in self.optimizer.state.values():
             state["step"] = state["step"].cpu()
 
-    def on_train_start(self) -> None:
-        """As in nnU-Net."""
-        super().on_train_start()
-        self._first_epoch = self.current_epoch
-
     def on_train_end(self) -> None:
         """As in nnU-Net, then end the loaders: no thread may run while processes for the final validation fork."""
         super().on_train_end()
@@ -204,7 +188,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         """Log the errors of restoration and of both baselines over the patches of all processes."""
         errors = self._gathered(val_outputs)
         self.logger.log("val_losses", errors["mae" if self.settings.loss == "l1" else "mse"], self.current_epoch)
-        for name, metric in zip(EPOCH_LOGS[5:], ("mse", "mae", "psnr", "copy_mse", "mean_mse"), strict=True):
+        for name, metric in ERRORS.items():
             self.logger.log(name, errors[metric], self.current_epoch)
 
     def _gathered(self, outputs: list[dict[str, Any]]) -> dict[str, float]:
@@ -218,45 +202,38 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
     def on_epoch_end(self) -> None:
         """Report the epoch, save checkpoints, draw progress and restored patches."""
         self.logger.log("epoch_end_timestamps", time.time(), self.current_epoch)
-        last = {name: self.logger.get_value(name, step=-1) for name in EPOCH_LOGS}
-        self.print_to_log_file(f"train_loss {last['train_losses']:.4f}  val_loss {last['val_losses']:.4f}")
-        self.print_to_log_file(
-            f"restoration MSE {last['restoration_mse']:.4f} (copying the input {last['copy_mse']:.4f}, patch mean "
-            f"{last['mean_mse']:.4f})  MAE {last['restoration_mae']:.4f}  PSNR {last['restoration_psnr']:.2f} dB"
-        )
-        self.print_to_log_file(f"Epoch time: {last['epoch_end_timestamps'] - last['epoch_start_timestamps']:.2f} s")
-        done, final = self.current_epoch + 1, self.current_epoch + 1 == self.num_epochs
-        self._announce_end(done)
-        if done % self.save_every == 0 and not final:
+        done = self.current_epoch + 1
+        for line in self.logger.local_logger.report(self.num_epochs - done):
+            self.print_to_log_file(line)
+        self._save_if_best()  # before the latest checkpoint, which has to know the best loss when it is resumed
+        if done % self.save_every == 0 and done < self.num_epochs:
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
-        # nnU-Net stores the best score under this name; for us it is the smallest error
-        better = self._best_ema is None or last["restoration_mse"] < self._best_ema
-        if better and math.isfinite(last["restoration_mse"]):
-            self._best_ema: float | None = last["restoration_mse"]
-            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
         if self.local_rank == 0:
             self.logger.plot_progress_png(self.output_folder)
-            if done % self.settings.sheet_every == 0 or final:
+            if done % self.settings.plot_every == 0 or done == self.num_epochs:
                 self.draw_sheet(f"restoration_epoch_{done:04d}.png", f"epoch {done}")
         self.current_epoch += 1
 
-    def _announce_end(self, done: int) -> None:
-        """Project the end of the run after its first epoch, and again after the second: the first may compile."""
-        if done - self._first_epoch in (1, 2) and done < self.num_epochs:
-            began, ended = (self.logger.get_value(f"epoch_{name}_timestamps", step=-1) for name in ("start", "end"))
-            left = timedelta(seconds=round((ended - began) * (self.num_epochs - done)))
-            self.print_to_log_file(f"Projected end: {datetime.now() + left:%Y-%m-%d %H:%M} ({left} from now)")
+    def _save_if_best(self) -> None:
+        """Write `checkpoint_best.pth` if no epoch had so small a validation loss; NaN is never the best."""
+        loss = self.logger.get_value("val_losses", step=-1)
+        # nnU-Net keeps its best score under this name, in checkpoints too
+        if math.isfinite(loss) and (self._best_ema is None or loss < self._best_ema):
+            self._best_ema: float | None = loss
+            self.print_to_log_file(f"New best val_loss {loss:.4f}")
+            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
 
     @torch.no_grad()
     def draw_sheet(self, name: str, title: str) -> None:
-        """Draw original, corrupted and restored patches of held-out volumes into the output folder."""
-        batches = self._batches(self.validation_cases, VALIDATION)
+        """Draw original, corrupted and restored patches of held-out volumes, not mirrored, into the output folder."""
+        recipe = replace(self.settings.recipe, flip_probability=0.0)
+        batches = self._batches(self.validation_cases, VALIDATION, recipe)
         network = unwrap(self.network).eval()
         rows, labels = [], []
         for k in range(SHEET_ROWS):
-            crop, drawn, case = batches.crop(k)
+            crop, params, case = batches.crop(k)
             original = pad(crop, batches.patch_size, math.nan)
-            corrupted = pad(corrupt(crop, drawn), batches.patch_size, 0.0)
+            corrupted = pad(apply_params(crop, params)[0], batches.patch_size, 0.0)
             restored = network(corrupted[None].to(self.device))[0].float().cpu()
             rows.append((original.numpy(), corrupted.numpy(), restored.numpy()))
             labels.append(case)
@@ -317,15 +294,3 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         workers = (get_allowed_n_proc_DA() + 1) // 2
         loaded = load(batches, numbers, workers, self.device.type == "cuda")
         return self._gathered([self.validation_step(batch) for batch in loaded])
-
-
-def hold_out(cases: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
-    """Split cases into training and validation: a seeded share of them, at least one, is held out.
-
-    The split hardly changes when scans are added. A single case is used for both.
-    """
-    cases = ranked(cases, seed)
-    if len(cases) < 2:
-        return cases, cases
-    count = min(len(cases) - 1, max(1, round(share * len(cases))))
-    return sorted(cases[count:]), sorted(cases[:count])

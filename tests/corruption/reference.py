@@ -10,10 +10,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nnunet_genesis.corruption.corruption import Drawing
-from nnunet_genesis.corruption.cutout import Painting
-from nnunet_genesis.corruption.intensity import Curve
-from nnunet_genesis.corruption.shuffling import Shuffle
+from nnunet_genesis.corruption.corruption import Params
+from nnunet_genesis.corruption.cutout import CutoutParams
+from nnunet_genesis.corruption.intensity import IntensityParams
+from nnunet_genesis.corruption.shuffling import ShufflingParams
 
 SPATIAL = [(24, 20, 16), (1, 32, 32), (7, 9, 40), (33, 31), (1, 1, 1), (1, 1), (64, 3), (14, 48, 48)]
 DTYPES = [torch.float16, torch.float32]
@@ -23,17 +23,17 @@ seeds = st.integers(0, 2**32)
 dtypes = st.sampled_from(DTYPES)
 
 
-def on_cpu(channel: Tensor, drawing: Drawing, low: float, high: float) -> Tensor:
+def on_cpu(channel: Tensor, params: Params, low: float, high: float) -> Tensor:
     """The channel after the compiled loops of the CPU path, in its own type."""
     wide = channel.to(torch.promote_types(channel.dtype, torch.float32), copy=True).contiguous()
-    drawing.apply(wide, low, high)
+    params.apply(wide, low, high)
     return wide.to(channel.dtype)
 
 
-def in_batch(channel: Tensor, drawing: Drawing, low: float, high: float) -> Tensor:
+def in_batch(channel: Tensor, params: Params, low: float, high: float) -> Tensor:
     """The channel after the batched path of devices, run on the CPU."""
     wide = channel.to(torch.promote_types(channel.dtype, torch.float32), copy=True).contiguous()[None]
-    drawing.apply_batch([drawing], wide, torch.tensor([low]).to(wide), torch.tensor([high]).to(wide))
+    params.apply_batch([params], wide, torch.tensor([low]).to(wide), torch.tensor([high]).to(wide))
     return wide[0].to(channel.dtype)
 
 
@@ -55,17 +55,17 @@ def ordered(tensor: Tensor) -> Tensor:
     return tensor.flatten().sort().values
 
 
-def bent_value(value: float, drawn: Curve, low: float, high: float) -> float:
+def bent_value(value: float, params: IntensityParams, low: float, high: float) -> float:
     """Solve x(t) = value by bisection, then return y(t)."""
 
     def point(axis: int, t: float) -> float:
-        ends = (0.0, drawn.first[axis], drawn.second[axis], 1.0)
+        ends = (0.0, params.first[axis], params.second[axis], 1.0)
         while len(ends) > 1:  # de Casteljau: halve the polygon until a point is left
             ends = tuple((1 - t) * a + t * b for a, b in itertools.pairwise(ends))
         return ends[0]
 
     if not low <= value <= high:
-        if not drawn.decreasing:
+        if not params.decreasing:
             return value
         return high + (low - value) if value < low else low - (value - high)
     wanted, below, above = (value - low) / (high - low), 0.0, 1.0
@@ -73,13 +73,13 @@ def bent_value(value: float, drawn: Curve, low: float, high: float) -> float:
         middle = (below + above) / 2
         below, above = (middle, above) if point(0, middle) < wanted else (below, middle)
     share = point(1, (below + above) / 2)
-    return low + (high - low) * (1 - share if drawn.decreasing else share)
+    return low + (high - low) * (1 - share if params.decreasing else share)
 
 
-def shuffled(values: np.ndarray, drawn: Shuffle) -> np.ndarray:
-    """Shuffle one window after another, voxel by voxel, with the random numbers written out."""
-    out, state = values.copy(), _following(drawn.seed)
-    for window in drawn.windows.tolist():
+def shuffled(values: np.ndarray, params: ShufflingParams) -> np.ndarray:
+    """ShufflingParams one window after another, voxel by voxel, with the random numbers written out."""
+    out, state = values.copy(), _following(params.seed)
+    for window in params.windows.tolist():
         places = list(itertools.product(*(range(low, high) for low, high in window)))
         held = []
         for place in places:
@@ -96,11 +96,11 @@ def _following(state: int) -> int:
     return (state * 6364136223846793005 + 1442695040888963407) % 2**64
 
 
-def inside(shape: Sequence[int], drawn: Painting) -> np.ndarray:
+def inside(shape: Sequence[int], params: CutoutParams) -> np.ndarray:
     """Whether each voxel lies in a window, asked voxel by voxel."""
     mask = np.zeros(shape, dtype=bool)
     for place in itertools.product(*map(range, shape)):
         mask[place] = any(
-            all(low <= x < high for x, (low, high) in zip(place, box, strict=True)) for box in drawn.boxes
+            all(low <= x < high for x, (low, high) in zip(place, box, strict=True)) for box in params.boxes
         )
     return mask

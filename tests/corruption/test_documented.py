@@ -11,20 +11,21 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_genesis.cli_settings import add_flags
-from nnunet_genesis.corruption import RECIPES, Recipe, corrupt, corrupt_batch, draw, to_restore
+from nnunet_genesis.corruption import RECIPES, Recipe, apply_params, apply_params_batch, make_pair, sample_params
 from nnunet_genesis.corruption.corruption import Corruption
 from nnunet_genesis.settings import PretrainingSettings
-from tests.conftest import REPOSITORY
 
-CORRUPTIONS = (REPOSITORY / "docs" / "corruptions.md").read_text()
+CORRUPTIONS = (Path(__file__).parents[2] / "docs" / "corruptions.md").read_text()
 CHANNELS, SHAPE = 2, (10, 6, 8)
 
 
@@ -68,7 +69,7 @@ def test_the_documented_block_is_read_as_documented():
         released,
         flip_probability=0.0,
         shuffling=replace(released.shuffling, windows=5000),
-        cutout=replace(released.cutout, outer_extent=(0.6, 0.9), limit=0.4),
+        cutout=replace(released.cutout, outer_window_size=(0.6, 0.9), max_replaced=0.4),
         masking=replace(released.masking, probability=0.1),
     )
 
@@ -77,7 +78,7 @@ def test_the_documented_block_is_read_as_documented():
 def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     """The documented example, imported from a file of its own."""
     file = tmp_path_factory.mktemp("example") / "missing_planes.py"
-    file.write_text(blocks("python")[0])
+    file.write_text(blocks("python")[1])
     spec = importlib.util.spec_from_file_location("missing_planes", file)
     module = importlib.util.module_from_spec(spec)
     sys.modules["missing_planes"] = module
@@ -89,7 +90,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
 @pytest.fixture(scope="module")
 def longer(example: ModuleType) -> type[Recipe]:
     """`Recipe` with the documented line at its end."""
-    program = f"@dataclass(frozen=True)\nclass Longer(Recipe):\n{blocks('python')[1]}"
+    program = f"@dataclass(frozen=True)\nclass Longer(Recipe):\n{blocks('python')[2]}"
     assert len(ast.parse(program).body[0].body) == 1
     names = {"dataclass": dataclass, "field": field, "Recipe": Recipe, "__name__": "missing_planes", **vars(example)}
     exec(program, names)
@@ -106,13 +107,15 @@ def test_the_example_corrupts_and_scores_what_it_says(way, spatial, longer):
     recipe = longer().without().updated({"missing_planes": {"probability": 1, "share": 0.5}}, "here")
     clean = patch().flatten()[: CHANNELS * int(np.prod(spatial))].view(CHANNELS, *spatial)
     before = clean.clone()
-    drawn = draw(clean.shape, recipe, np.random.default_rng(1))
-    corrupted = corrupt(clean, drawn) if way == "worker" else corrupt_batch(clean[None], [drawn])[0]
+    params = sample_params(clean.shape, recipe, np.random.default_rng(1))
+    if way == "worker":
+        corrupted, target = apply_params(clean, params)
+    else:
+        corrupted, target = (half[0] for half in apply_params_batch(clean[None], [params]))
     missing = (corrupted == 0).flatten(2).all(2)
     assert torch.equal(missing[0], missing[1])
     assert missing[0].sum() == max(1, round(0.5 * spatial[0]))
     assert torch.equal(corrupted[~missing], clean[~missing])
-    target = to_restore(clean, drawn)
     assert torch.equal(target[missing], clean[missing])
     assert torch.isnan(target[~missing]).all()
     assert torch.equal(clean, before)
@@ -120,8 +123,8 @@ def test_the_example_corrupts_and_scores_what_it_says(way, spatial, longer):
 
 def test_the_example_is_off_by_default_and_changes_no_recipe(longer):
     for seed in range(20):
-        ours, theirs = (draw((2, *SHAPE), one, np.random.default_rng(seed)) for one in (longer(), RECIPES["paper"]))
-        assert torch.equal(corrupt(patch(), ours), corrupt(patch(), theirs))
+        ours, theirs = (make_pair(patch(), one, np.random.default_rng(seed)) for one in (longer(), RECIPES["paper"]))
+        assert torch.equal(ours[0], theirs[0])
 
 
 def test_the_example_has_flags_and_a_column_of_its_own(longer):
@@ -133,3 +136,21 @@ def test_the_example_has_flags_and_a_column_of_its_own(longer):
     add_flags(parser, kind, prefix="missing_planes_")
     flags = {flag for flag in parser._option_string_actions if "planes" in flag}
     assert flags == set(re.findall(r"`(--missing[\w-]+)`", CORRUPTIONS))
+
+
+def test_the_augmentation_of_the_documents_corrupts_the_image():
+    names: dict[str, Any] = {}
+    exec(blocks("python")[0], names)
+    trainer = names["nnUNetTrainerCorrupted"]
+    assert issubclass(trainer, nnUNetTrainer)
+    rotation = {"rotation_for_DA": (-0.1, 0.1), "deep_supervision_scales": None, "mirror_axes": (0, 1)}
+    arguments = {"patch_size": (12, 12, 12), "do_dummy_2d_data_aug": False} | rotation
+    theirs = nnUNetTrainer.get_training_transforms(**arguments).transforms
+    *like_theirs, last = trainer.get_training_transforms(**arguments).transforms
+    assert [type(one) for one in like_theirs] == [type(one) for one in theirs]
+    assert last.apply_probability == 0.2
+    image, labels = torch.randn(1, 12, 12, 12), torch.ones(1, 12, 12, 12)
+    result = last.transform(image=image, segmentation=labels)
+    assert result["image"].shape == image.shape
+    assert not torch.equal(result["image"], image)
+    assert result["segmentation"] is labels

@@ -1,11 +1,12 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 
-from nnunet_genesis.corruption import RECIPES, corrupt_batch, draw, make_pair, to_restore
+from nnunet_genesis.corruption import RECIPES, apply_params_batch, make_pair, sample_params
 from nnunet_genesis.corruption.masking import Masking
 from tests.corruption.reference import WAYS, bits, noise, seeds, shapes
 
@@ -17,8 +18,8 @@ def rng(seed=0):
 @settings(max_examples=60, deadline=None)
 @given(shapes, seeds)
 def test_whole_cells_of_the_grid_are_masked(shape, seed):
-    drawn = Masking(ratio=0.5, edge=5).draw(shape, rng(seed))
-    mask = drawn.scored(shape).numpy()
+    params = Masking(ratio=0.5, cell_size=5).sample(shape, rng(seed))
+    mask = params.loss_mask(shape).numpy()
     assert mask.shape == shape
     edges = [min(5, math.ceil(voxels / 2)) for voxels in shape]
     corners = mask[tuple(slice(None, None, edge) for edge in edges)]  # one voxel of each cell
@@ -31,7 +32,7 @@ def test_whole_cells_of_the_grid_are_masked(shape, seed):
 
 def test_every_cell_is_masked_equally_often():
     masks = np.mean(
-        [Masking(ratio=0.25, edge=4).draw((16, 16), rng(s)).scored((16, 16)).numpy() for s in range(900)], 0
+        [Masking(ratio=0.25, cell_size=4).sample((16, 16), rng(s)).loss_mask((16, 16)).numpy() for s in range(900)], 0
     )
     np.testing.assert_allclose(masks, 0.25, atol=0.07)
 
@@ -39,8 +40,8 @@ def test_every_cell_is_masked_equally_often():
 @pytest.mark.parametrize("mask", WAYS)
 def test_masked_voxels_are_zero_and_the_others_are_kept(mask):
     channel = noise((20, 24, 9), 1)
-    drawn = Masking(edge=6).draw(channel.shape, rng())
-    out, masked = mask(channel, drawn, -2, 2), drawn.scored(channel.shape)
+    params = Masking(cell_size=6).sample(channel.shape, rng())
+    out, masked = mask(channel, params, -2, 2), params.loss_mask(channel.shape)
     assert 0.6 < masked.float().mean() < 0.9
     assert (out[masked] == 0).all()
     assert bits(out[~masked]) == bits(channel[~masked])
@@ -54,13 +55,13 @@ def test_only_masked_voxels_are_to_be_restored_and_all_channels_hide_the_same():
     assert (corrupted[masked] == 0).all()
     assert bits(target[masked]) == bits(patch[masked])
     assert bits(corrupted[~masked]) == bits(patch[~masked])
-    drawn = draw(patch.shape, RECIPES["masking"], rng(1))
-    assert bits(corrupt_batch(patch[None], [drawn])[0]) == bits(corrupted)
+    params = sample_params(patch.shape, RECIPES["masking"], rng(1))
+    assert [bits(half[0]) for half in apply_params_batch(patch[None], [params])] == [bits(corrupted), bits(target)]
 
 
 def test_other_corruptions_leave_everything_to_be_restored():
     patch = noise((2, 16, 16))
-    assert to_restore(patch, draw(patch.shape, RECIPES["released"], rng())) is patch
+    assert bits(make_pair(patch, replace(RECIPES["released"], flip_probability=0.0), rng())[1]) == bits(patch)
 
 
 def test_a_patch_of_one_voxel_is_masked():

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_genesis.corruption import RECIPES, corrupt, corrupt_batch, draw, flipped, make_pair, replay
+from nnunet_genesis.corruption import RECIPES, apply_params, apply_params_batch, make_pair, sample_params
 from nnunet_genesis.errors import DatasetError
 from tests.corruption.reference import SPATIAL, bits, dtypes, noise, ordered, seeds, shapes
 
@@ -23,11 +23,12 @@ def light(recipe):
     return recipe.updated({"shuffling": {"windows": 100}}, "")
 
 
-def corrupt_alone(patch, drawn):
-    return corrupt_batch(patch[None], [drawn])[0]
+def apply_alone(patch, params):
+    corrupted, target = apply_params_batch(patch[None], [params])
+    return corrupted[0], target[0]
 
 
-APPLIED = [corrupt, corrupt_alone]
+APPLIED = [apply_params, apply_alone]
 
 
 def rng(seed=0):
@@ -71,7 +72,7 @@ def test_patches_of_all_shapes_come_out_as_they_went_in(applied, recipe, shape, 
         broken = torch.rand(shape, generator=torch.Generator().manual_seed(seed + 1)) > 0.99
         patch[broken] = torch.nan
     before = bits(patch)
-    out = applied(patch, draw(shape, light(recipe), rng(seed)))
+    out, _ = applied(patch, sample_params(shape, light(recipe), rng(seed)))
     assert (out.shape, out.dtype, out.is_contiguous()) == (patch.shape, dtype, True)
     assert bits(patch) == before
     assert (out.isnan().flatten(1).sum(1) <= broken.flatten(1).sum(1)).all()
@@ -83,12 +84,13 @@ def test_patches_of_all_shapes_come_out_as_they_went_in(applied, recipe, shape, 
 def test_both_paths_do_the_same_but_for_permutations_and_noise(recipe, shape, seed):
     patches = noise((3, 2, *shape), seed)
     still = light(recipe).updated({"shuffling": {"probability": 0}}, "")
-    drawn = [draw(patches.shape[1:], still, rng(seed + n)) for n in range(3)]
-    together = corrupt_batch(patches, drawn)
-    for patch, one, out in zip(patches, drawn, together, strict=True):
-        wanted = corrupt(patch, one)
-        for channel, drawings in enumerate(one.channels):
-            painted = [drawing.replaced(shape) for drawing in drawings[2:3] if drawing is not None]
+    params = [sample_params(patches.shape[1:], still, rng(seed + n)) for n in range(3)]
+    together = apply_params_batch(patches, params)
+    for patch, one, out, target in zip(patches, params, *together, strict=True):
+        wanted, clean = apply_params(patch, one)
+        assert bits(target) == bits(clean)
+        for channel, corruptions in enumerate(one.channels):
+            painted = [cutout.replaced(shape) for cutout in corruptions[2:3] if cutout is not None]
             kept = ~torch.from_numpy(np.logical_or.reduce([np.zeros(shape, dtype=bool), *painted]))
             torch.testing.assert_close(out[channel][kept], wanted[channel][kept], rtol=1e-4, atol=1e-4)
 
@@ -97,19 +99,20 @@ def test_both_paths_do_the_same_but_for_permutations_and_noise(recipe, shape, se
 @given(recipes, shapes, seeds)
 def test_a_patch_of_a_batch_is_corrupted_as_if_it_were_alone(recipe, shape, seed):
     patches = noise((3, 2, *shape), seed)
-    drawn = [draw(patches.shape[1:], light(recipe), rng(seed + n)) for n in range(3)]
-    alone = [corrupt_alone(patch, one) for patch, one in zip(patches, drawn, strict=True)]
-    assert bits(corrupt_batch(patches, drawn)) == bits(torch.stack(alone))
+    params = [sample_params(patches.shape[1:], light(recipe), rng(seed + n)) for n in range(3)]
+    alone = [apply_alone(patch, one) for patch, one in zip(patches, params, strict=True)]
+    for together, single in zip(apply_params_batch(patches, params), zip(*alone, strict=True), strict=True):
+        assert bits(together) == bits(torch.stack(single))
 
 
 @settings(max_examples=40, deadline=None)
 @given(recipes, channels, shapes, seeds)
 def test_the_same_seed_gives_the_same_pair_and_replays(recipe, count, shape, seed):
     patch = noise((count, *shape), seed)
-    drawn = draw(patch.shape, light(recipe), rng(seed))
+    params = sample_params(patch.shape, light(recipe), rng(seed))
     first, again = (make_pair(patch, light(recipe), rng(seed)) for _ in range(2))
-    sent = pickle.loads(pickle.dumps(drawn))
-    for pair in (again, replay(patch, drawn), replay(patch, sent)):
+    sent = pickle.loads(pickle.dumps(params))
+    for pair in (again, apply_params(patch, params), apply_params(patch, sent)):
         assert [bits(half) for half in pair] == [bits(half) for half in first]
 
 
@@ -127,27 +130,32 @@ def test_without_corruptions_nothing_changes(spatial):
     assert bits(corrupted) == bits(clean) == bits(patch)
 
 
+@pytest.mark.parametrize("applied", APPLIED)
 @settings(max_examples=30, deadline=None)
 @given(shapes, seeds)
-def test_flips_mirror_both_halves_alike(shape, seed):
+def test_flips_mirror_both_halves_alike_and_once(applied, shape, seed):
     patch = noise((2, *shape), seed)
     recipe = dataclasses.replace(light(RECIPES["paper"]), flip_probability=0.5)
-    drawn = draw(patch.shape, recipe, rng(seed))
+    params = sample_params(patch.shape, recipe, rng(seed))
     wanted = patch.numpy()[
-        (slice(None), *(slice(None, None, -1 if a in drawn.flips else 1) for a in range(len(shape))))
+        (slice(None), *(slice(None, None, -1 if a in params.flips else 1) for a in range(len(shape))))
     ]
-    corrupted, clean = replay(patch, drawn)
+    corrupted, clean = applied(patch, params)
     assert np.array_equal(clean.numpy(), wanted)
-    assert bits(corrupted) == bits(corrupt(clean, drawn))
-    still = dataclasses.replace(drawn, channels=draw(patch.shape, IDENTITY, rng()).channels)
-    assert bits(replay(patch, still)[0]) == bits(clean) == bits(flipped(patch, drawn))
+    mirrored_before = applied(clean, dataclasses.replace(params, flips=()))
+    assert [bits(half) for half in mirrored_before] == [bits(corrupted), bits(clean)]
+    still = dataclasses.replace(params, channels=sample_params(patch.shape, IDENTITY, rng()).channels)
+    assert bits(applied(patch, still)[0]) == bits(clean)
 
 
 def test_every_spatial_axis_is_mirrored_half_of_the_time():
-    flips = [draw((2, 4, 5, 6), dataclasses.replace(IDENTITY, flip_probability=0.5), rng(s)).flips for s in range(600)]
+    flips = [
+        sample_params((2, 4, 5, 6), dataclasses.replace(IDENTITY, flip_probability=0.5), rng(s)).flips
+        for s in range(600)
+    ]
     for axis in range(3):
-        assert np.mean([axis in drawn for drawn in flips]) == pytest.approx(0.5, abs=0.08)
-    assert {axis for drawn in flips for axis in drawn} == {0, 1, 2}
+        assert np.mean([axis in params for params in flips]) == pytest.approx(0.5, abs=0.08)
+    assert {axis for params in flips for axis in params} == {0, 1, 2}
 
 
 @settings(max_examples=30, deadline=None)
@@ -156,17 +164,17 @@ def test_a_channel_does_not_look_at_the_others(recipe, shape, seed, place):
     patch = noise((3, *shape), seed)
     other = patch.clone()
     other[[c for c in range(3) if c != place]] = noise((2, *shape), seed + 1) * 50 + 7
-    drawn = draw(patch.shape, light(recipe), rng(seed))
-    one, two = corrupt(patch, drawn), corrupt(other, drawn)
+    params = sample_params(patch.shape, light(recipe), rng(seed))
+    one, two = apply_params(patch, params)[0], apply_params(other, params)[0]
     assert bits(one[place]) == bits(two[place])
-    alone = dataclasses.replace(drawn, shape=(1, *shape), channels=(drawn.channels[place],))
-    assert bits(corrupt(patch[place : place + 1], alone)[0]) == bits(one[place])
+    alone = dataclasses.replace(params, shape=(1, *shape), channels=(params.channels[place],))
+    assert bits(apply_params(patch[place : place + 1], alone)[0][0]) == bits(one[place])
 
 
-def test_channels_are_drawn_independently_with_the_odds_of_the_recipe():
-    drawn = [draw((2, 8, 8, 8), RECIPES["paper"], rng(seed)).channels for seed in range(1_500)]
+def test_channels_are_sampled_independently_with_the_odds_of_the_recipe():
+    params = [sample_params((2, 8, 8, 8), RECIPES["paper"], rng(seed)).channels for seed in range(1_500)]
     made = np.empty((1_500, 2, 4), dtype=object)
-    made[:] = drawn
+    made[:] = params
     happens = made != None  # noqa: E711
     np.testing.assert_allclose(happens.mean((0, 1)), [0.5, 0.9, 0.9, 0], atol=0.03)
     for gate in range(3):
@@ -179,7 +187,7 @@ def test_channels_are_drawn_independently_with_the_odds_of_the_recipe():
 @pytest.mark.parametrize("shape", [(4, 16, 16, 16), (2, 9, 31)])
 def test_shuffling_permutes_every_channel_within_itself(shape):
     patch = noise(shape)
-    recipe = SINGLE["shuffling"].updated({"shuffling": {"extent": 0.3}}, "")
+    recipe = SINGLE["shuffling"].updated({"shuffling": {"max_window_size": 0.3}}, "")
     corrupted, _ = make_pair(patch, recipe, rng())
     for before, after in zip(patch, corrupted, strict=True):
         assert bits(ordered(before)) == bits(ordered(after))
@@ -237,13 +245,21 @@ def test_global_generators_are_left_alone():
 
 
 def test_refusals_say_what_does_not_fit():
-    drawn = draw((1, 8, 8), RECIPES["paper"], rng())
-    with pytest.raises(DatasetError, match=r"\(1, 8, 8\).*\(2, 8, 8\): draw again"):
-        corrupt(noise((2, 8, 8)), drawn)
-    with pytest.raises(DatasetError, match=r"\(1, 8, 8\).*\(1, 8, 9\): draw again"):
-        corrupt_batch(noise((2, 1, 8, 9)), [drawn, drawn])
+    params = sample_params((1, 8, 8), RECIPES["paper"], rng())
+    with pytest.raises(DatasetError, match=r"\(1, 8, 8\).*\(2, 8, 8\): sample again"):
+        apply_params(noise((2, 8, 8)), params)
+    with pytest.raises(DatasetError, match=r"\(1, 8, 8\).*\(1, 8, 9\): sample again"):
+        apply_params_batch(noise((2, 1, 8, 9)), [params, params])
     with pytest.raises(DatasetError, match=r"floating.*int16"):
-        corrupt(torch.zeros((1, 8, 8), dtype=torch.int16), drawn)
+        apply_params(torch.zeros((1, 8, 8), dtype=torch.int16), params)
     for shape in [(3,), (3, 4), (1, 0, 4), (0, 4, 4), (1, 2, 2, 2, 2)]:
         with pytest.raises(DatasetError, match="none empty"):
-            draw(shape, RECIPES["paper"], rng())
+            sample_params(shape, RECIPES["paper"], rng())
+
+
+def test_a_batch_measures_each_patch_by_its_own_percentiles():
+    patches = noise((3, 2, 20, 22))
+    recipes = [dataclasses.replace(SINGLE["intensity"], range_percentiles=p) for p in [(0, 100), (10, 80), (0.5, 99.5)]]
+    params = [sample_params(patches.shape[1:], recipe, rng(n)) for n, recipe in enumerate(recipes)]
+    for patch, one, out in zip(patches, params, apply_params_batch(patches, params)[0], strict=True):
+        torch.testing.assert_close(out, apply_params(patch, one)[0], rtol=1e-4, atol=1e-4)

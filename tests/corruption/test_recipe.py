@@ -16,8 +16,8 @@ def test_a_recipe_survives_json(name):
 
 def test_the_recipes_follow_paper_and_released_code():
     paper, released = RECIPES["paper"], RECIPES["released"]
-    assert (paper.shuffling.windows, paper.cutout.windows, paper.cutout.limit) == (1_000, 10, 0.25)
-    assert (released.shuffling.windows, released.cutout.windows, released.cutout.limit) == (10_000, 5, 1.0)
+    assert (paper.shuffling.windows, paper.cutout.windows, paper.cutout.max_replaced) == (1_000, 10, 0.25)
+    assert (released.shuffling.windows, released.cutout.windows, released.cutout.max_replaced) == (10_000, 5, 1.0)
     for recipe in (paper, released):
         odds = [corruption.probability for corruption in recipe.corruptions.values()]
         assert odds == [0.5, 0.9, 0.9, 0.0]
@@ -33,6 +33,31 @@ def test_a_block_overrides_the_recipe_it_names():
     released = RECIPES["released"]
     assert made == replace(released, cutout=replace(released.cutout, outer_share=0.1), flip_probability=0.5)
     assert read_recipe({}, "here") == read_recipe("paper", "here") == Recipe()
+
+
+def test_former_names_of_settings_are_read():
+    former = {
+        "shuffling": {"extent": 0.2, "cover": 1.5},
+        "cutout": {"further_window": 0.5, "outer_extent": [0.5, 0.6], "inner_extent": [0.2, 0.3], "limit": 0.4},
+        "masking": {"edge": 8},
+    }
+    paper = RECIPES["paper"]
+    cutout = replace(
+        paper.cutout,
+        next_window_probability=0.5,
+        outer_window_size=(0.5, 0.6),
+        inner_window_size=(0.2, 0.3),
+        max_replaced=0.4,
+    )
+    made = read_recipe(former, "here")
+    assert made == replace(
+        paper,
+        shuffling=replace(paper.shuffling, max_window_size=0.2, max_coverage=1.5),
+        cutout=cutout,
+        masking=replace(paper.masking, cell_size=8),
+    )
+    for name, block in former.items():
+        assert not set(block) & set(made.block()[name])
 
 
 def test_each_corruption_alone_always_takes_place_with_its_sizes():
@@ -64,15 +89,15 @@ def test_what_a_recipe_does_not_use_does_not_stand_alone():
         ({"flip_probability": float("nan")}, '"flip_probability" must be'),
         ({"shuffling": {"windows": 0}}, '"windows" must be at least 1'),
         ({"shuffling": {"windows": 1.5}}, '"windows" must be a whole number'),
-        ({"shuffling": {"extent": 0}}, '"extent" must be above 0'),
-        ({"shuffling": {"cover": 0}}, '"cover" must be above 0'),
-        ({"cutout": {"outer_extent": [0.9, 0.1]}}, '"outer_extent" must be two ascending numbers'),
-        ({"cutout": {"inner_extent": [0.1, 1.1]}}, '"inner_extent" must be at most 1'),
+        ({"shuffling": {"max_window_size": 0}}, '"max_window_size" must be above 0'),
+        ({"shuffling": {"max_coverage": 0}}, '"max_coverage" must be above 0'),
+        ({"cutout": {"outer_window_size": [0.9, 0.1]}}, '"outer_window_size" must be two ascending numbers'),
+        ({"cutout": {"inner_window_size": [0.1, 1.1]}}, '"inner_window_size" must be at most 1'),
         ({"range_percentiles": [-1, 99]}, '"range_percentiles" must be at least 0'),
-        ({"cutout": {"limit": "half"}}, '"limit" must be a number'),
+        ({"cutout": {"max_replaced": "half"}}, '"max_replaced" must be a number'),
         ({"cutout": {"margin": -1}}, '"margin" must be at least 0'),
         ({"masking": {"ratio": 0}}, '"ratio" must be above 0'),
-        ({"masking": {"edge": 0}}, '"edge" must be at least 1'),
+        ({"masking": {"cell_size": 0}}, '"cell_size" must be at least 1'),
         ({"name": "book"}, "Unknown recipe 'book' in plans: choose one of paper, released"),
         ({"name": ["paper"]}, "Unknown recipe"),
         ("book", "Unknown recipe 'book' in plans: choose one of paper, released"),

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 
 from nnunet_genesis.corruption import RECIPES
-from nnunet_genesis.corruption.shuffling import Shuffle, Shuffling
+from nnunet_genesis.corruption.shuffling import Shuffling, ShufflingParams
 from tests.corruption.reference import (
     SPATIAL,
     WAYS,
@@ -21,21 +21,21 @@ from tests.corruption.reference import (
     shuffled,
 )
 
-MANY = Shuffling(windows=500, extent=0.1, cover=9.0)
+MANY = Shuffling(windows=500, max_window_size=0.1, max_coverage=9.0)
 
 
 def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-def sources(shuffle, drawn, shape):
+def sources(shuffle, params, shape):
     """Where each voxel comes from, as flat index."""
-    return shuffle(torch.arange(math.prod(shape), dtype=torch.float64).view(shape), drawn, 0, 0).long().numpy()
+    return shuffle(torch.arange(math.prod(shape), dtype=torch.float64).view(shape), params, 0, 0).long().numpy()
 
 
-def travelled(shuffle, drawn, shape):
+def travelled(shuffle, params, shape):
     """How far each voxel came along each axis, in voxels."""
-    return np.stack(np.unravel_index(sources(shuffle, drawn, shape), shape)) - np.indices(shape)
+    return np.stack(np.unravel_index(sources(shuffle, params, shape), shape)) - np.indices(shape)
 
 
 @pytest.mark.parametrize("shuffle", WAYS)
@@ -43,7 +43,7 @@ def travelled(shuffle, drawn, shape):
 @given(shapes, seeds, dtypes)
 def test_the_values_are_the_same_in_another_order(shuffle, shape, seed, dtype):
     channel = noise(shape, seed, dtype)
-    out = shuffle(channel, Shuffling(windows=200, extent=0.3, cover=9.0).draw(shape, rng(seed)), 0, 1)
+    out = shuffle(channel, Shuffling(windows=200, max_window_size=0.3, max_coverage=9.0).sample(shape, rng(seed)), 0, 1)
     assert out.dtype == dtype
     assert out.shape == channel.shape
     assert bits(ordered(out)) == bits(ordered(channel))
@@ -52,7 +52,7 @@ def test_the_values_are_the_same_in_another_order(shuffle, shape, seed, dtype):
 @settings(max_examples=40, deadline=None)
 @given(shapes, seeds)
 def test_windows_are_bounded_and_inside(shape, seed):
-    windows = MANY.draw(shape, rng(seed)).windows
+    windows = MANY.sample(shape, rng(seed)).windows
     starts, stops = windows[..., 0], windows[..., 1]
     assert (starts >= 0).all()
     assert (stops <= np.array(shape)).all()
@@ -61,7 +61,7 @@ def test_windows_are_bounded_and_inside(shape, seed):
 
 
 def test_windows_have_uniform_edges_and_places():
-    windows = Shuffling(windows=60_000, cover=999.0).draw((40, 60), rng()).windows
+    windows = Shuffling(windows=60_000, max_coverage=999.0).sample((40, 60), rng()).windows
     lengths = windows[..., 1] - windows[..., 0]
     for axis, longest in enumerate((4, 6)):
         for length in range(1, longest + 1):
@@ -74,9 +74,9 @@ def test_windows_have_uniform_edges_and_places():
 
 @pytest.mark.parametrize("shape", SPATIAL)
 def test_it_agrees_with_the_plain_telling(shape):
-    drawn = Shuffling(windows=60, extent=0.25, cover=9.0).draw(shape, rng(3))
+    params = Shuffling(windows=60, max_window_size=0.25, max_coverage=9.0).sample(shape, rng(3))
     channel = noise(shape, 4)
-    assert np.array_equal(on_cpu(channel, drawn, 0, 1).numpy(), shuffled(channel.numpy(), drawn))
+    assert np.array_equal(on_cpu(channel, params, 0, 1).numpy(), shuffled(channel.numpy(), params))
 
 
 @pytest.mark.parametrize("shuffle", WAYS)
@@ -86,7 +86,7 @@ def test_every_permutation_of_a_window_is_equally_likely(shuffle):
     channel[3:5, 2:4] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     generator = rng(0)
     for _ in range(4_800):
-        out = shuffle(channel, Shuffle(window, int(generator.integers(2**63))), 0, 1)
+        out = shuffle(channel, ShufflingParams(window, int(generator.integers(2**63))), 0, 1)
         order = tuple(out[3:5, 2:4].flatten().tolist())
         counts[order] = counts.get(order, 0) + 1
     assert len(counts) == 24
@@ -96,10 +96,10 @@ def test_every_permutation_of_a_window_is_equally_likely(shuffle):
 
 @pytest.mark.parametrize("shuffle", WAYS)
 def test_one_window_moves_voxels_inside_it_only(shuffle):
-    drawn = Shuffle(np.array([[[3, 11], [20, 24], [0, 9]]], dtype=np.int32), seed=5)
+    params = ShufflingParams(np.array([[[3, 11], [20, 24], [0, 9]]], dtype=np.int32), seed=5)
     window = np.zeros((30, 30, 30), dtype=bool)
     window[3:11, 20:24, 0:9] = True
-    moved = (travelled(shuffle, drawn, (30, 30, 30)) != 0).any(0)
+    moved = (travelled(shuffle, params, (30, 30, 30)) != 0).any(0)
     assert moved[window].mean() > 0.9
     assert not (moved & ~window).any()
 
@@ -107,7 +107,7 @@ def test_one_window_moves_voxels_inside_it_only(shuffle):
 @pytest.mark.parametrize("shuffle", WAYS)
 def test_displacement_stays_local(shuffle):
     shape = (64, 64, 32)
-    steps = np.abs(travelled(shuffle, RECIPES["released"].shuffling.draw(shape, rng(1)), shape))
+    steps = np.abs(travelled(shuffle, RECIPES["released"].shuffling.sample(shape, rng(1)), shape))
     assert (np.quantile(steps.reshape(3, -1), 0.99, axis=1) <= np.array(shape) * 0.2).all()
 
 
@@ -116,9 +116,9 @@ def test_displacement_stays_local(shuffle):
 @pytest.mark.parametrize("shape", [(64, 64, 32), (96, 96, 96)])
 def test_the_share_of_touched_voxels_is_that_of_the_method(shuffle, name, low, high, shape):
     shuffling = RECIPES[name].shuffling
-    drawn = shuffling.draw(shape, rng(2))
-    assert len(drawn.windows) == shuffling.windows
-    assert low < (travelled(shuffle, drawn, shape) != 0).any(0).mean() < high
+    params = shuffling.sample(shape, rng(2))
+    assert len(params.windows) == shuffling.windows
+    assert low < (travelled(shuffle, params, shape) != 0).any(0).mean() < high
 
 
 @pytest.mark.parametrize("shape", [(64, 64, 32), (1, 96, 96), (20, 80, 64), (160, 128)])
@@ -127,7 +127,7 @@ def test_batches_are_shuffled_as_far_as_single_patches(name, shape):
     """The batched path works in turns: touched voxels and the way they go must be those of one window after another."""
     one, many = (
         np.concatenate([
-            np.linalg.norm(travelled(way, RECIPES[name].shuffling.draw(shape, rng(seed)), shape), axis=0).ravel()
+            np.linalg.norm(travelled(way, RECIPES[name].shuffling.sample(shape, rng(seed)), shape), axis=0).ravel()
             for seed in range(4)
         ])
         for way in (on_cpu, in_batch)
@@ -139,24 +139,24 @@ def test_batches_are_shuffled_as_far_as_single_patches(name, shape):
 
 
 def test_a_channel_of_a_batch_is_shuffled_as_if_it_were_alone():
-    drawn = [Shuffling(windows=count).draw((30, 40), rng(count)) for count in (3, 400, 60)]
+    params = [Shuffling(windows=count).sample((30, 40), rng(count)) for count in (3, 400, 60)]
     channels = noise((3, 30, 40), 1)
-    alone = [in_batch(channel, drawing, 0, 1) for channel, drawing in zip(channels, drawn, strict=True)]
+    alone = [in_batch(channel, one, 0, 1) for channel, one in zip(channels, params, strict=True)]
     together = channels.clone()
-    Shuffle.apply_batch(drawn, together, torch.zeros(3), torch.ones(3))
+    ShufflingParams.apply_batch(params, together, torch.zeros(3), torch.ones(3))
     assert bits(together) == bits(torch.stack(alone))
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (1, 64, 64), (30, 30, 30), (5, 6, 7)])
 def test_windows_cover_no_patch_more_often_than_asked(shape):
-    windows = Shuffling(windows=10_000, cover=2.5).draw(shape, rng(2)).windows
+    windows = Shuffling(windows=10_000, max_coverage=2.5).sample(shape, rng(2)).windows
     assert (windows[..., 1] - windows[..., 0]).prod(1).sum() / math.prod(shape) == pytest.approx(2.5, rel=0.1)
 
 
 @pytest.mark.parametrize("shuffle", WAYS)
 def test_the_seed_decides(shuffle):
-    channel, windows = noise((30, 30)), MANY.draw((30, 30), rng()).windows
-    first, again, other = (shuffle(channel, Shuffle(windows, seed), 0, 1) for seed in (1, 1, 2))
+    channel, windows = noise((30, 30)), MANY.sample((30, 30), rng()).windows
+    first, again, other = (shuffle(channel, ShufflingParams(windows, seed), 0, 1) for seed in (1, 1, 2))
     assert bits(first) == bits(again) != bits(other)
 
 
@@ -165,6 +165,6 @@ def test_nan_and_infinity_are_moved_not_multiplied(shuffle):
     channel = noise((20, 20))
     channel[3:6, 3:6] = torch.nan
     channel[9, 9] = torch.inf
-    out = shuffle(channel, Shuffling(windows=300, extent=0.3, cover=9.0).draw((20, 20), rng()), 0, 1)
+    out = shuffle(channel, Shuffling(windows=300, max_window_size=0.3, max_coverage=9.0).sample((20, 20), rng()), 0, 1)
     assert int(out.isnan().sum()) == 9
     assert bits(ordered(out)) == bits(ordered(channel))

@@ -74,19 +74,19 @@ def test_a_batch_of_channels_has_the_ranges_of_each(shape, seed):
     channels[1][noise(shape, seed + 9) > 0.8] = torch.nan
     channels[2] = channels[2].round().clamp(0, 0.5) - 3
     channels[3] = torch.inf if seed % 2 else 7.0
-    low, high = value_ranges(channels, ROBUST)
+    low, high = value_ranges(channels, [ROBUST] * len(channels))
     assert [(a.item(), b.item()) for a, b in zip(low, high, strict=True)] == [value_range(c, ROBUST) for c in channels]
 
 
 def test_a_large_batch_is_thinned_out_as_each_channel_is():
     channels = noise((3, 70, 90, 40))
-    low, high = value_ranges(channels, (2, 98))
+    low, high = value_ranges(channels, [(2, 98)] * 3)
     assert [(a.item(), b.item()) for a, b in zip(low, high, strict=True)] == [value_range(c, (2, 98)) for c in channels]
 
 
 def test_a_batch_falls_back_to_the_extremes_of_each_channel():
     channels = torch.full((2, 70, 70, 70), -1.0)
     channels[0, 33, 33, 33:36] = torch.tensor([2.0, 5.0, -3.0])
-    low, high = value_ranges(channels, ROBUST)
+    low, high = value_ranges(channels, [ROBUST] * len(channels))
     assert low.tolist() == [-3, -1]
     assert high.tolist() == [5, -1]

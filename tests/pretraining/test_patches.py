@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_genesis.corruption import RECIPES
+from nnunet_genesis.corruption import RECIPES, apply_params
 from nnunet_genesis.pretraining.patches import (
     TRAINING,
     VALIDATION,
@@ -94,7 +95,9 @@ def test_other_recipes_corrupt_the_same_crops():
 @pytest.mark.parametrize("recipe", ["paper", "masking"])
 @pytest.mark.parametrize("patch_size", [(8, 8, 8), (12, 10)])
 def test_patches_are_corrupted_on_the_device_without_their_padding(recipe, patch_size):
-    still = RECIPES[recipe].updated({"cutout": {"probability": 0}, "shuffling": {"probability": 0}}, "")
+    still = RECIPES[recipe].updated(
+        {"cutout": {"probability": 0}, "shuffling": {"probability": 0}, "flip_probability": 0.5}, ""
+    )
     changes = {"recipe": still, "batch_size": 6, "global_batch_size": 6}
     for number in range(3):
         wanted = batches(VOLUMES, patch_size, **changes)[number]
@@ -108,7 +111,17 @@ def test_patches_are_corrupted_on_the_device_without_their_padding(recipe, patch
         assert (made["data"][~raw["target"].isfinite()] == 0).all()
 
 
-def test_what_was_drawn_travels_from_workers_to_the_device():
+def test_a_crop_is_cut_from_the_volume_and_mirrored_with_its_params_only():
+    mirroring = replace(PLAIN, flip_probability=1.0)
+    plain, mirrored = batches(VOLUMES), batches(VOLUMES, recipe=mirroring)
+    crop, params, _ = mirrored.crop(0)
+    assert params.flips == (0, 1, 2)
+    assert torch.equal(crop, plain.crop(0)[0])
+    assert all(torch.equal(half, crop.flip(1, 2, 3)) for half in apply_params(crop, params))
+    assert torch.equal(mirrored[0]["data"][0], pad(crop.flip(1, 2, 3), (8, 8, 8), 0.0))
+
+
+def test_params_travel_from_workers_to_the_device():
     alone = [batches(VOLUMES, corrupt=False, recipe=RECIPES["released"])[n] for n in range(4)]
     sent = load(batches(VOLUMES, corrupt=False, recipe=RECIPES["released"]), itertools.count(), 2, False)
     made = itertools.islice(corrupted_ahead(CPU, sent), 4)

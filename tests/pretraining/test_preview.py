@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,7 +113,7 @@ def test_a_labeled_dataset_that_nnunet_preprocessed(ready_once, tmp_path, monkey
 
 
 def test_the_recipe_of_the_plans_is_drawn(draw, plans_folder):
-    block = {"name": "paper", "intensity": {"probability": 0}, "masking": {"probability": 1, "edge": 4}}
+    block = {"name": "paper", "intensity": {"probability": 0}, "masking": {"probability": 1, "cell_size": 4}}
     mixed = other_plans(plans_folder, "mixed", lambda plans: plans["genesis"]["pretraining"].update(recipe=block))
     assert cells(draw("-n", 1, "-p", mixed)) == (1, 1 + 4 + 3)
     nothing = {"masking": {"probability": 0}} | {
@@ -152,8 +153,8 @@ def test_each_column_shows_what_its_heading_says():
     groups, patches, cases = examples(batches, RECIPES["paper"], 3)
     assert list(groups.values()) == [
         ["original"],
-        ["shuffling", "intensity", "outer cutout", "inner cutout"],
-        ["draw 1", "draw 2", "draw 3"],
+        ["shuffling", "intensity", "outer cutout\n(out-painting)", "inner cutout\n(in-painting)"],
+        ["mixture 1", "mixture 2", "mixture 3"],
     ]
     assert sorted(cases) == sorted(volumes)
     for k, (clean, shuffled, bent, outer, inner, *mixtures) in enumerate(patches):
@@ -170,6 +171,17 @@ def test_each_column_shows_what_its_heading_says():
             )  # every window that is kept holds the centre
         for one, other in combinations([clean, shuffled, bent, outer, inner, *mixtures], 2):
             assert not torch.equal(one, other)
+
+
+def test_mixtures_stand_like_their_original():
+    volume = np.arange(4 * 5 * 6, dtype=np.float32).reshape(1, 4, 5, 6)
+    dataset = SimpleNamespace(identifiers=["case"], load_case=lambda case: (volume,))
+    mirroring = replace(RECIPES["paper"].without(), flip_probability=1.0)
+    batches = PatchBatches(dataset, (4, 5, 6), 1, 1, 0, mirroring, 0, VALIDATION, 0.0)
+    _, [[original, *mixtures]], _ = examples(batches, mirroring, 1)
+    assert np.array_equal(original.numpy(), volume)
+    assert len(mixtures) == 3
+    assert all(torch.equal(mixture, original) for mixture in mixtures)
 
 
 def test_all_images_of_a_row_share_the_greys_of_its_original(tmp_path):

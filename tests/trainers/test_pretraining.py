@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from nnunetv2.run.run_training import get_trainer_from_args
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_genesis.pretraining.loss import RestorationLoss, freeze_unused_heads
-from nnunet_genesis.pretraining.patches import TRAINING
-from nnunet_genesis.pretraining.trainer import hold_out, nnUNetTrainerGenesisPretrain
+from nnunet_genesis.pretraining.loss import METRICS, RestorationLoss, freeze_unused_heads
+from nnunet_genesis.pretraining.patches import TRAINING, hold_out
+from nnunet_genesis.pretraining.trainer import nnUNetTrainerGenesisPretrain
 from tests.trainers.conftest import CPU, PRETRAIN, edit_plans, pretraining_plans, results
 from tests.transfer.networks import unet
+
+
+def new_trainer() -> nnUNetTrainerGenesisPretrain:
+    return get_trainer_from_args(
+        "501", "3d_fullres", "all", "nnUNetTrainerGenesisPretrain", "nnUNetGenesisPlans", device=CPU
+    )
 
 
 @pytest.mark.parametrize("corrupt_on", ["workers", "device"])
@@ -88,6 +98,85 @@ def test_checkpoints_and_logs_speak_of_restoration(ready: Path, stock):
     assert "dice" not in text.lower().replace("batch_dice", "")
 
 
+def end_epoch(trainer: nnUNetTrainerGenesisPretrain, mse: float, mae: float) -> Path:
+    """An epoch whose two validation batches have these errors on average; the best checkpoint."""
+    now = trainer.current_epoch
+    for name in ("train_losses", "lrs", "epoch_start_timestamps"):
+        trainer.logger.log(name, 1.0, now)
+    others = {"psnr": 20.0, "copy_mse": 1.0, "mean_mse": 1.0}
+    trainer.on_validation_epoch_end(
+        [{"errors": [{"mse": mse * part, "mae": mae * part} | others]} for part in (0.5, 1.5)]
+    )
+    trainer.logger.plot_progress_png = lambda folder: None  # slow, and not what is asked for
+    trainer.on_epoch_end()
+    return Path(trainer.output_folder) / "checkpoint_best.pth"
+
+
+@pytest.mark.parametrize("loss", ["mse", "l1"])
+def test_the_best_checkpoint_has_the_smallest_loss_of_the_kind_that_is_trained(ready: Path, loss):
+    edit_plans(pretraining_plans(ready), genesis__pretraining__loss=loss, genesis__pretraining__epochs=9,
+               genesis__pretraining__save_every=1, genesis__pretraining__plot_every=9)  # fmt: skip
+    trainer = new_trainer()
+    trainer.initialize()
+
+    def best_after(trained: float, other: float) -> int:
+        errors = {"mse": trained, "mae": other} if loss == "mse" else {"mse": other, "mae": trained}
+        best = end_epoch(trainer, **errors)
+        return torch.load(best, weights_only=True)["current_epoch"] if best.is_file() else 0
+
+    nan = float("nan")
+    assert best_after(nan, nan) == 0
+    assert best_after(0.5, 0.1) == 2
+    assert best_after(0.6, 0.05) == 2  # worse, though the other error is better
+    assert best_after(0.5, 0.1) == 2  # a tie
+    assert best_after(0.4, 0.2) == 5
+    trainer = new_trainer()  # resumed after the best epoch itself
+    trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
+    assert best_after(0.45, 0.1) == 5
+    assert best_after(nan, 0.1) == 5
+    assert best_after(0.3, 0.1) == 8
+    told = "".join(path.read_text() for path in sorted(Path(trainer.output_folder).glob("training_log*.txt")))
+    assert re.findall(r"New best val_loss (\S+)", told) == ["0.5000", "0.4000", "0.3000"]
+
+
+def patches_of_rank(rank: int, ranks: int, store: str, outcome: Any) -> None:
+    """In a process of its own: what one of several GPUs would train on; everybody's parts go to `outcome`."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    trainer = new_trainer()
+    trainer.device = CPU
+    trainer._set_batch_size_and_oversample()
+    trainer.dataset_class = infer_dataset_class(trainer.preprocessed_dataset_folder)
+    batch = trainer._batches(trainer.do_split()[0], TRAINING)[3]
+    parts: list[Any] = [None] * ranks
+    torch.distributed.all_gather_object(parts, (batch["keys"], batch["data"].numpy(), batch["target"].numpy()))
+    errors = trainer._gathered([{"errors": [dict.fromkeys(METRICS, float(rank))]} for _ in batch["keys"]])
+    if rank == 0:
+        outcome.put((parts, errors))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_share_the_batch_that_one_process_would_have(ready: Path, tmp_path: Path):
+    edit_plans(pretraining_plans(ready), configurations__3d_fullres__batch_size=5,
+               genesis__pretraining__corrupt_on="workers")  # fmt: skip
+    fork = torch.multiprocessing.get_context("fork")
+    outcome = fork.Queue()
+    ranks = [fork.Process(target=patches_of_rank, args=(rank, 3, tmp_path / "store", outcome)) for rank in range(3)]
+    for process in ranks:
+        process.start()
+    parts, errors = outcome.get(timeout=60)
+    for process in ranks:
+        process.join()
+    trainer = new_trainer()
+    trainer.initialize()
+    whole = trainer._batches(trainer.do_split()[0], TRAINING)[3]
+    assert [len(keys) for keys, _, _ in parts] == [2, 2, 1]
+    assert errors["mse"] == pytest.approx((2 * 0 + 2 * 1 + 1 * 2) / 5)  # every patch counts the same
+    assert [key for keys, _, _ in parts for key in keys] == whole["keys"]
+    assert np.array_equal(np.concatenate([data for _, data, _ in parts]), whole["data"].numpy())
+    assert np.array_equal(np.concatenate([target for _, _, target in parts]), whole["target"].numpy(), equal_nan=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -138,9 +227,7 @@ def test_pretraining_learns_and_trains_all_that_it_uses(ready: Path):
     plans = ready / "nnUNet_preprocessed/Dataset501_Scans/nnUNetGenesisPlans.json"
     edit_plans(plans, genesis__pretraining__epochs=3, genesis__pretraining__iterations=40, genesis__pretraining__learning_rate=0.01,
                genesis__pretraining__validation_iterations=4, configurations__3d_fullres__batch_size=2)  # fmt: skip
-    trainer = get_trainer_from_args(
-        "501", "3d_fullres", "all", "nnUNetTrainerGenesisPretrain", "nnUNetGenesisPlans", device=CPU
-    )
+    trainer = new_trainer()
     trainer.initialize()
     before = {name: tensor.clone() for name, tensor in trainer.network.named_parameters()}
     trainer.run_training()
@@ -159,9 +246,7 @@ def test_a_single_volume_serves_for_both():
 
 def test_loaders_can_be_sent_to_spawned_workers(ready: Path):
     """Where processes are not forked (macOS, Windows, Linux from Python 3.14) the batches are pickled."""
-    trainer = get_trainer_from_args(
-        "501", "3d_fullres", "all", "nnUNetTrainerGenesisPretrain", "nnUNetGenesisPlans", device=CPU
-    )
+    trainer = new_trainer()
     trainer.initialize()
     batches = trainer._batches(trainer.do_split()[0], TRAINING)
     copied = pickle.loads(pickle.dumps(batches))

@@ -1,0 +1,46 @@
+"""Quantities of each epoch → nnU-Net's log, lines for the log file, a picture of the progress."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
+
+from nnunet_genesis.checkpoints.saving import plain
+from nnunet_genesis.pretraining.figures import pretraining_progress
+
+ERRORS = {"restoration_mse": "mse", "restoration_mae": "mae", "restoration_psnr": "psnr", "copy_mse": "copy_mse",
+          "mean_mse": "mean_mse"}  # fmt: skip
+"""Names of the validation errors in the log, and in `mean_errors`."""
+
+
+class RestorationLog(LocalLogger):
+    """nnU-Net's log with the quantities of restoration in place of Dice, as Python numbers."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        super().__init__()
+        names = ("train_losses", "val_losses", "lrs", "epoch_start_timestamps", "epoch_end_timestamps", *ERRORS)
+        self.my_fantastic_logging: dict[str, list[Any]] = {name: [] for name in names}
+
+    def log(self, key: str, value: Any, epoch: int) -> None:
+        """Log one value per epoch."""
+        super().log(key, plain(value), epoch)
+
+    def report(self, epochs_left: int) -> list[str]:
+        """Lines on the last epoch, and when the training will end if the epochs to come take as long."""
+        last = {name: values[-1] for name, values in self.my_fantastic_logging.items()}
+        seconds = last["epoch_end_timestamps"] - last["epoch_start_timestamps"]
+        end = datetime.fromtimestamp(last["epoch_end_timestamps"]) + timedelta(seconds=epochs_left * seconds)
+        return [
+            f"train_loss {last['train_losses']:.4f}  val_loss {last['val_losses']:.4f}",
+            f"restoration MSE {last['restoration_mse']:.4f} (copying the input {last['copy_mse']:.4f}, patch mean "
+            f"{last['mean_mse']:.4f})  MAE {last['restoration_mae']:.4f}  PSNR {last['restoration_psnr']:.2f} dB",
+            f"Epoch time: {seconds:.2f} s  Projected end: {end:%Y-%m-%d %H:%M}",
+        ]
+
+    def plot_progress_png(self, output_folder: str) -> None:
+        """Draw `progress.png`."""
+        pretraining_progress(self.my_fantastic_logging, Path(output_folder) / "progress.png")
