@@ -62,7 +62,7 @@ def test_a_given_generator_decides_and_every_call_samples_anew(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_one_every_process_has_its_own(kind):
-    transform, fork = kind(PAPER), multiprocessing.get_context("fork")
+    transform, fork = kind(PAPER.alone()["intensity"]), multiprocessing.get_context("fork")
     images = [transform(image=IMAGE)["image"].numpy()]  # makes this process' generator, which the others then inherit
     for _ in range(2):
         with fork.Pool(1) as process:
