@@ -13,7 +13,7 @@ from torch import nn
 
 from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.errors import CheckpointError, TransferError
-from nnunet_genesis.networks.tied_names import effective, name_groups
+from nnunet_genesis.networks.tied_names import name_groups
 from nnunet_genesis.networks.wording import times
 from nnunet_genesis.transfer.channels import adapt_input_channels, channel_mixture
 
@@ -153,12 +153,11 @@ def _fresh(architecture: Mapping[str, Any], channels: int) -> nn.Module:
 
 def _load(encoder: nn.Module, weights: Mapping[str, torch.Tensor], mixture: torch.Tensor, path: Path) -> None:
     """Write the checkpoint's weights into an encoder, those of the first convolution mixed to its channels."""
-    given = {name.removeprefix("encoder."): tensor for name, tensor in weights.items() if name.startswith("encoder.")}
-    found: dict[str, torch.Tensor] = {}
-    for position, names in enumerate(name_groups(encoder).values()):
-        tensor = effective(names, given)
-        if tensor is None:
-            raise CheckpointError(f"{path} has no complete encoder: encoder.{names[0]} is missing.")
-        # the convolution that reads the image is registered first
-        found |= dict.fromkeys(names, tensor if position else adapt_input_channels(tensor, mixture))
-    encoder.load_state_dict(found, strict=True)
+    held = {name.removeprefix("encoder."): tensor for name, tensor in weights.items() if name.startswith("encoder.")}
+    first_names = list(name_groups(encoder))
+    for name in first_names:
+        if name not in held:
+            raise CheckpointError(f"{path} has no complete encoder: encoder.{name} is missing.")
+    # the convolution that reads the image is registered first
+    held[first_names[0]] = adapt_input_channels(held[first_names[0]], mixture)
+    encoder.load_state_dict(held, strict=False)  # under the other names of these tensors there is nothing to load

@@ -19,8 +19,8 @@ class PretrainedNetwork:
     """A pre-trained network.
 
     Attributes:
-        weights: Tensors under names of the architecture's network; any of a tensor's names will do, and parts may be
-            missing. As read from a file they are under every name, so that `load_state_dict` takes them.
+        weights: One name per tensor, the first in the state dict of the architecture's network; decoder and heads may
+            be missing.
         architecture: As in nnU-Net's plans: "network_class_name", "arch_kwargs", "_kw_requires_import".
         input_channels: Number of image channels.
         channels: Their names, None if unknown.
@@ -43,8 +43,8 @@ class PretrainedNetwork:
 
     @property
     def parameters(self) -> int:
-        """Number of values in the weights; shared tensors count once."""
-        return sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in self.weights.values()}.values())
+        """Number of values in the weights."""
+        return sum(tensor.numel() for tensor in self.weights.values())
 
     @property
     def channel_labels(self) -> list[str]:

@@ -18,7 +18,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import autocast, nn
 
-from nnunet_genesis.checkpoints.saving import plain, save_plain, versions
+from nnunet_genesis.checkpoints.plain_types import plain
+from nnunet_genesis.checkpoints.saving import save_plain, versions
 from nnunet_genesis.corruption import Recipe, compile_loops, corrupt
 from nnunet_genesis.errors import DatasetError, one_line
 from nnunet_genesis.files import write_json
