@@ -47,8 +47,8 @@ def values_allowed(size: int) -> int:
     return max(VALUES, size)
 
 
-def refuse_packed_archive(path: Path) -> list[str]:
-    """The names in a zip archive as torch writes it: nothing compressed, nothing twice.
+def refuse_packed_archive(path: Path) -> None:
+    """Refuse a zip archive that torch would not write: it holds nothing compressed, and nothing twice.
 
     Raises:
         CheckpointError: It is another one; torch would unpack it, whatever its size.
@@ -62,7 +62,6 @@ def refuse_packed_archive(path: Path) -> list[str]:
         raise CheckpointError(f"{path} is compressed, as torch.save never does. Save it again with torch.save.")
     if len({name.casefold() for name in names}) < len(names):
         raise CheckpointError(f"{path} holds two files of one name: torch.save did not write it.")
-    return names
 
 
 def refuse_repetition(content: Any, size: int) -> None:

@@ -115,6 +115,8 @@ def _refuse_archive(path: Path) -> None:
     for pattern, what in ARCHIVES:
         if any(re.fullmatch(pattern, name) for name in names):
             raise CheckpointError(f"{path} {what}. {READABLE}")
+    if not any(name.endswith("data.pkl") for name in names):
+        raise CheckpointError(f"{path} is an archive without a checkpoint in it. {READABLE}")
 
 
 def _choice(checkpoints: list[str]) -> str:

@@ -97,10 +97,9 @@ def _scan_all(path: Path, size: int) -> None:
             for _ in range(LEGACY_PICKLES):
                 scan(stream, size, OF_TORCH)
         return
-    pickles = [name for name in refuse_packed_archive(path) if name.casefold().endswith("data.pkl")]
-    with zipfile.ZipFile(path) as archive:
-        for name in pickles:
-            scan(io.BytesIO(archive.read(name)), size, OF_TORCH)
+    refuse_packed_archive(path)
+    pickled = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")  # the one that torch.load takes
+    scan(io.BytesIO(pickled), size, OF_TORCH)
 
 
 @contextmanager

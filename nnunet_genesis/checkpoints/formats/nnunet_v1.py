@@ -110,10 +110,10 @@ def to_v2(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     before = Counter(half[0] for half in map(FIRST_HALF.match, weights) if half)
     for name, tensor in weights.items():
+        if name.endswith(FRN):
+            raise CheckpointError("was trained with filter response normalisation, which nnU-Net v2 does not have.")
         if block := BLOCK.fullmatch(name):
             found[_block_name(block, before)] = tensor
-        elif name.endswith(FRN):
-            raise CheckpointError("was trained with filter response normalisation, which nnU-Net v2 does not have.")
         elif other := OTHER.fullmatch(name):
             kind, level, parameter = other.groups()
             found[f"decoder.{'transpconvs' if kind == 'tu' else 'seg_layers'}.{level}.{parameter}"] = tensor

@@ -28,7 +28,7 @@ def unknown_trainer(name: str) -> tuple[str, ...]:
 
 
 def plans_of(content: Mapping[str, Any]) -> tuple[Any, dict[str, Any], tuple[str, ...]]:
-    """Architecture block; `channels`, `patch_size`, `spacing`, `normalisation` of a `PretrainedNetwork`; notes on these.
+    """Architecture block; `channels`, `patch_size`, `spacing`, `normalisation` of a `PretrainedNetwork`; notes.
 
     Raises:
         CheckpointError: The plans inside the checkpoint are incomplete.
