@@ -17,7 +17,7 @@ from torch import nn
 
 from nnunet_genesis.errors import CheckpointError, printable
 
-VALUES = 1 << 21
+VALUES = 1 << 20
 """Values that a small file may hold, each counted as often as it is reached; a larger one may hold its size."""
 DEPTH = 100
 """Dictionaries and lists within each other."""
@@ -25,6 +25,8 @@ TEXT = 64
 """Characters that count as one value."""
 NAMES = 8
 """Names of one tensor; nnU-Net gives four."""
+
+VISITED = (torch.Tensor, np.ndarray, str, bytes, bytearray, Mapping, list, tuple, set, frozenset)
 
 STAGES = 16
 LAYERS = 512
@@ -94,7 +96,7 @@ def refuse_repetition(content: Any, size: int) -> None:
             inner = value
         if left < 0 or depth > DEPTH:
             raise CheckpointError("repeats or nests its values beyond reason; no training writes such a file.")
-        waiting += [(part, depth + 1) for part in inner]
+        waiting += [(part, depth + 1) for part in inner if isinstance(part, VISITED)]
     if sum(storages.values()) > size:
         raise CheckpointError("describes larger tensors than it holds; it is cut off, or no training wrote it.")
 

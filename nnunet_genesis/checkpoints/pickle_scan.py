@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import pickletools
 from collections.abc import Collection
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from nnunet_genesis.checkpoints.bounds import DEPTH, TEXT, values_allowed
 
 BITS = 128
 """Of the largest integer that files of PyTorch hold."""
-LATIN = ("latin1", "latin-1")
 KEY = 1000
-"""Values of a key of a dictionary, which is a name or a number."""
+"""Values within a key of a dictionary, which is a name or a number: nested tuples are numbered anew for each use."""
+LATIN = ("latin1", "latin-1")
+"""How pickles encode bytes in texts: the result is as long as the text."""
 
-MAKES = ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ", "INST", "BUILD")
-FILLS = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
-NAMED = ("GLOBAL", "INST", "STACK_GLOBAL")
+CALLS = frozenset({"REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ", "INST", "BUILD"})
+FILLS = frozenset({"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"})
+TAKES = {
+    operation.name: (
+        operation.stack_before.index(pickletools.markobject)
+        if pickletools.markobject in operation.stack_before
+        else len(operation.stack_before),
+        pickletools.markobject in operation.stack_before,
+        bool(operation.stack_after),
+    )
+    for operation in pickletools.opcodes
+}
+"""Operation → how many values it takes from the stack, whether also all above a mark, whether it puts one there."""
+
+REPEATS = "it repeats or nests its values beyond reason"
 
 
 class RefusedPickleError(Exception):
@@ -28,24 +41,13 @@ class WholeObjectError(RefusedPickleError):
 
 
 class _Item:
-    """What is known of a value on the stack."""
+    """What is known of a value: values within it, containers within each other, a text or the name of a global."""
 
-    __slots__ = ("depth", "parts", "said", "weight")
+    __slots__ = ("depth", "said", "second", "weight")
 
-    def __init__(self, weight: int, depth: int, said: str | None = None, parts: tuple[str | None, ...] = ()) -> None:
-        """Values within it, containers within each other, a text or the name of a global, texts of a short tuple."""
-        self.weight, self.depth, self.said, self.parts = weight, depth, said, parts
-
-
-class _Taken(NamedTuple):
-    """What an operation takes from the stack, the deepest first."""
-
-    below_mark: list[_Item]
-    above_mark: list[_Item]
-
-    @property
-    def all(self) -> list[_Item]:
-        return self.below_mark + self.above_mark
+    def __init__(self, weight: int = 1, depth: int = 1, said: str | None = None, second: str | None = None) -> None:
+        """`second` is the second text of a tuple."""
+        self.weight, self.depth, self.said, self.second = weight, depth, said, second
 
 
 def scan(stream: IO[bytes], size: int, makers: Collection[str]) -> None:
@@ -58,103 +60,108 @@ def scan(stream: IO[bytes], size: int, makers: Collection[str]) -> None:
 
     Raises:
         RefusedPickleError: It calls others, or asks for more values than a file of this size holds.
-        ValueError, LookupError: It is cut off, or no pickle.
+        ValueError, LookupError, AttributeError: It is cut off, or no pickle.
     """
     machine = _Machine(size, makers)
     for operation, argument, _ in pickletools.genops(stream):
-        machine.follow(operation, argument)
+        machine.follow(operation.name, argument)
 
 
 class _Machine:
-    """Stack and memo of a pickle's operations, with weights in place of values."""
+    """Stack and memo of a pickle, with weights in place of values."""
 
     def __init__(self, size: int, makers: Collection[str]) -> None:
-        self.stack: list[_Item | None] = []  # None is a mark
+        self.stack: list[Any] = []  # items, and None for a mark
         self.memo: dict[int, _Item] = {}
-        self.makers, self.size, self.left = makers, size, values_allowed(size)
+        self.makers, self.size, self.most = makers, size, values_allowed(size)
+        self.left = self.most
 
-    def follow(self, operation: Any, argument: Any) -> None:
-        name = operation.name
-        if isinstance(argument, int) and argument.bit_length() > BITS:
-            raise RefusedPickleError(f"it holds an integer of {argument.bit_length()} bits")
-        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+    def follow(self, name: str, argument: Any) -> None:
+        if "PUT" in name or name == "MEMOIZE":
             self._remember(len(self.memo) if argument is None else argument)
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
+        elif "GET" in name:
             self.stack.append(self.memo[argument])
-        elif name == "DUP":
-            self.stack.append(self.stack[-1])
-        elif name == "POP":
-            self.stack.pop()
         elif name == "MARK":
             self.stack.append(None)
+        elif name == "POP":
+            self.stack.pop()
+        elif name == "DUP":
+            self.stack.append(self.stack[-1])
         else:
-            taken = self._take(operation.stack_before)
-            if name in MAKES:
-                self._refuse_call(name, argument, taken)
-            if operation.stack_after:
-                self.stack.append(self._result(name, argument, taken))
+            self._compute(name, argument)
 
     def _remember(self, place: int) -> None:
         if not 0 <= place <= self.size:  # the memo is a table: room for all places below would be taken
             raise RefusedPickleError("it is numbered as no program writes it")
-        top = self.stack[-1]
-        if top is None:
+        if self.stack[-1] is None:
             raise ValueError("a mark cannot be remembered")
-        self.memo[place] = top
+        self.memo[place] = self.stack[-1]
 
-    def _take(self, before: list[Any]) -> _Taken:
-        above: list[_Item] = []
-        count = len(before)
-        if pickletools.markobject in before:
-            while (item := self.stack.pop()) is not None:
-                above.append(item)
-            count = before.index(pickletools.markobject)
-        below = [self.stack.pop() for _ in range(count)]
-        if None in below:
-            raise ValueError("a mark is no value")
-        return _Taken([item for item in reversed(below) if item is not None], above[::-1])
+    def _compute(self, name: str, argument: Any) -> None:
+        count, above, puts = TAKES[name]
+        if not count and not above:
+            if puts:
+                self.stack.append(self._constant(name, argument))
+            return
+        start = len(self.stack) - count
+        if above:
+            start = self._mark() - count
+        items = [item for item in self.stack[start:] if item is not None]
+        if start < 0 or len(items) < len(self.stack) - start - above:
+            raise ValueError("values are missing")
+        del self.stack[start:]
+        if name in CALLS:
+            self._refuse_call(name, argument, items)
+        if puts:
+            self.stack.append(self._made(name, argument, items))
 
-    def _result(self, name: str, argument: Any, taken: _Taken) -> _Item:
-        items = taken.all
-        weight = 1 + sum(item.weight for item in items)
-        depth = 1 + max((item.depth for item in items), default=0)
+    def _mark(self) -> int:
+        place = len(self.stack) - 1
+        while self.stack[place] is not None:
+            place -= 1
+            if place < 0:
+                raise ValueError("no mark")
+        return place
+
+    def _constant(self, name: str, argument: Any) -> _Item:
         if isinstance(argument, str | bytes | bytearray):
-            weight += len(argument) // TEXT
-        if depth > DEPTH or weight > values_allowed(self.size):
-            raise RefusedPickleError("it repeats or nests its values beyond reason")
+            said = argument if isinstance(argument, str) and len(argument) < KEY else None
+            if name == "GLOBAL" and said is not None:
+                said = said.replace(" ", ".", 1)
+            return _Item(1 + len(argument) // TEXT, 1, said)
+        if isinstance(argument, int) and argument.bit_length() > BITS:
+            raise RefusedPickleError(f"it holds an integer of {argument.bit_length()} bits")
+        return _Item()
+
+    def _made(self, name: str, argument: Any, items: list[_Item]) -> _Item:
+        """What an operation makes of the values that it takes."""
+        weight, depth = 1 + sum([item.weight for item in items]), 1 + max([item.depth for item in items], default=0)
+        if depth > DEPTH or weight > self.most:
+            raise RefusedPickleError(REPEATS)
         if name in FILLS:
-            self._refuse_heavy_keys(name, taken)
+            keys = items[1::2] if name.startswith("SETITEM") else items[1:] if name == "ADDITEMS" else []
+            if any(item.weight > KEY for item in keys):
+                raise RefusedPickleError(REPEATS)
             filled = items[0]
             filled.weight, filled.depth = weight, max(filled.depth, depth - 1)
             return filled
-        said = argument if isinstance(argument, str) and len(argument) < 1000 else None
-        if name == "STACK_GLOBAL":
-            said = f"{items[0].said}.{items[1].said}"
-        elif name in NAMED and said is not None:
-            said = said.replace(" ", ".", 1)
-        parts = tuple(item.said for item in items) if name.startswith("TUPLE") and len(items) < 4 else ()
-        return _Item(weight, depth, said, parts)
+        said = f"{items[0].said}.{items[1].said}" if name == "STACK_GLOBAL" else None
+        second = items[1].said if name.startswith("TUPLE") and len(items) > 1 else None
+        return _Item(weight, depth, said, second)
 
-    def _refuse_heavy_keys(self, name: str, taken: _Taken) -> None:
-        """Nested tuples are numbered for a dictionary each time anew, however often they are repeated."""
-        keys = {"SETITEM": taken.below_mark[1:2], "SETITEMS": taken.above_mark[::2], "ADDITEMS": taken.above_mark}
-        if any(item.weight > KEY for item in keys.get(name, [])):
-            raise RefusedPickleError("it repeats or nests its values beyond reason")
-
-    def _refuse_call(self, name: str, argument: Any, taken: _Taken) -> None:
-        items = taken.all
-        self.left -= sum(item.weight for item in items)
+    def _refuse_call(self, name: str, argument: Any, items: list[_Item]) -> None:
+        self.left -= sum([item.weight for item in items])
         if self.left < 0:
-            raise RefusedPickleError("it repeats or nests its values beyond reason")
+            raise RefusedPickleError(REPEATS)
         if name == "BUILD":
             if items[0].said is not None:
                 raise RefusedPickleError("it alters functions or classes")
             return
-        called = argument.replace(" ", ".", 1) if name == "INST" else items[0].said
+        called = str(argument.replace(" ", ".", 1) if name == "INST" else items[0].said)
         if called not in self.makers:
             whole = name != "REDUCE" and not self.stack
-            raise WholeObjectError(str(called)) if whole else RefusedPickleError(_foreign(str(called)))
-        if called == "_codecs.encode" and (items[1].parts[1:] or ("",))[0] not in LATIN:
+            raise WholeObjectError(called) if whole else RefusedPickleError(_foreign(called))
+        if called == "_codecs.encode" and (len(items) < 2 or items[1].second not in LATIN):
             raise RefusedPickleError("it encodes texts as no pickle does")
 
 
