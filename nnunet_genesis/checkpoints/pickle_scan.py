@@ -146,6 +146,8 @@ class _Machine:
             filled.weight, filled.depth = weight, max(filled.depth, depth - 1)
             return filled
         said = f"{items[0].said}.{items[1].said}" if name == "STACK_GLOBAL" else None
+        if name == "BINPERSID":  # older files keep classes of networks so, with their source
+            said = items[0].second
         second = items[1].said if name.startswith("TUPLE") and len(items) > 1 else None
         return _Item(weight, depth, said, second)
 

@@ -36,7 +36,7 @@ HARMLESS: dict[str, Any] = {
 
 OF_TORCH = {
     *HARMLESS,
-    *(f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "parameter")),
+    *(f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "tensor_v3", "parameter")),
     *("torch.Size", "torch.device", "torch.serialization._get_layout", "builtins.set", "builtins.complex"),
 }
 """What a checkpoint may ask for; torch lets through more, e.g. a bytearray of any length."""

@@ -91,7 +91,7 @@ SIDECARS: dict[str, bytes] = {
     "lists filled later": lists_filled_later(),
     "a key of tuples": tuple_as_key(),
     "a deep key": deep_key(500_000),
-    "deep lists": deep_lists(400_000),
+    "deep lists": deep_lists(60_000),
     "a high number in the memo": pickled(b"}r\xff\xff\xff\x7f"),
     "bytes of a length": as_dictionary(call("__builtin__/bytes", number(MANY))),
     "an array of a shape": as_dictionary(call(NDARRAY, number(MANY) + b"\x85", text("b"))),
@@ -110,8 +110,8 @@ SIDECARS: dict[str, bytes] = {
     "a long frame": b"\x80\x04\x95" + struct.pack("<Q", MANY) + b"}.",
     "long bytes": b"\x80\x04\x8e" + struct.pack("<Q", MANY) + b"a.",
     "an integer in digits": pickled(b"}", text("plans"), b"L" + b"9" * 900_000 + b"L\n", b"s"),
-    "many empty lists": pickled(b"}", text("plans"), b"(" + b"]" * 900_000 + b"l", b"s"),
-    "many operations": pickled(b"}", b"h\x00".join([b"q\x00"] * 300_000)),
+    "many empty lists": pickled(b"}", text("plans"), b"(" + b"]" * 100_000 + b"l", b"s"),
+    "many operations": pickled(b"}", b"h\x00".join([b"q\x00"] * 50_000)),
     "an altered function": pickled(b"c_codecs\nencode\n", b"}b"),
 }  # fmt: skip
 """Name → file of plans beside a checkpoint of nnU-Net v1."""
@@ -178,14 +178,14 @@ def checkpoints() -> dict[str, bytes]:
         "many convolutions": saved(_plans_with(n_conv_per_stage=[3_000_000, 2, 2])),
         "many blocks": saved(_plans_with(n_conv_per_stage_decoder=[10**9, 2])),
         "many stages": saved(_plans_with(n_stages=10**9, features_per_stage=4, strides=2, kernel_sizes=3)),
-        "stages in lists": saved(_plans_with(features_per_stage=[4] * 100_000, strides=[[1] * 3] * 100_000)),
+        "stages in lists": saved(_plans_with(features_per_stage=[4] * 10_000, strides=[[1] * 3] * 10_000)),
         "a network as activation": saved(_plans_with(
             nonlin="torch.nn.Transformer", nonlin_kwargs={"num_encoder_layers": 10**7})),
         "wide": saved(_plans_with(features_per_stage=[10**9] * 3)),
-        "plans of 2023": saved(_plans_of_2023(90_000)),
+        "plans of 2023": saved(_plans_of_2023(20_000)),
         "a chain of plans": saved(stock(small_plans()) | {"init_args": {"configuration": "0", "plans": {
             "configurations": {str(n): {"inherits_from": str(n + 1)} for n in range(5_000)}}}}),
-        "compressed": zipped({stem: torch.zeros(50_000_000)}, compression=zipfile.ZIP_DEFLATED),
+        "compressed": zipped({stem: torch.zeros(5_000_000)}, compression=zipfile.ZIP_DEFLATED),
         "one tensor, many names": saved({f"encoder.stages.0.0.convs.0.all_modules.{n}.weight": large
                                          for n in range(8_000)}),
         "convolutions by name": saved({**layers, "down": one}),
@@ -200,7 +200,7 @@ def checkpoints() -> dict[str, bytes]:
         "a long name": saved({"state_dict": {"a" * 900_000: one, "\x1b[31m" * 1000: one}}),
         "a long header": struct.pack("<Q", MANY) + b'{"a":' + b"[" * 100_000,
         "deep JSON": struct.pack("<Q", 900_005) + b'{"a":' + b"[" * 900_000,
-        "many sets": zipped({"a": 1}, lambda _: as_dictionary(b"(" + b"\x8f" * 900_000 + b"t")),
+        "many sets": zipped({"a": 1}, lambda _: as_dictionary(b"(" + b"\x8f" * 100_000 + b"t")),
         "a sparse tensor": saved({stem: torch.sparse_coo_tensor(size=(10**6, 10**6))}),
         "a meta tensor": saved({stem: torch.ones(10**6, 10**6, device="meta")}),
     }  # fmt: skip

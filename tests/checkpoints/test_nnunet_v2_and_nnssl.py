@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerBN import nnUNetTrainerBN
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from safetensors.torch import save_file
@@ -17,7 +19,10 @@ from safetensors.torch import save_file
 import nnunet_genesis
 from nnunet_genesis.checkpoints.architectures import PLAIN, RESIDUAL, unet
 from nnunet_genesis.checkpoints.detect import detect
-from nnunet_genesis.checkpoints.reading import read_pretrained
+from nnunet_genesis.checkpoints.formats.nnunet_v2 import unknown_trainer
+from nnunet_genesis.checkpoints.names import canonical_name
+from nnunet_genesis.checkpoints.plain_types import plain
+from nnunet_genesis.checkpoints.reading import network_weights, read_checkpoint, read_pretrained
 from nnunet_genesis.errors import CheckpointError
 from nnunet_genesis.files import read_json
 from nnunet_genesis.networks.tied_names import name_groups
@@ -150,12 +155,32 @@ def test_a_trainer_that_builds_another_network_than_its_plans_say():
     plans = small_plans()
     manager = PlansManager(plans)
     network = nnUNetTrainerBN.build_network_architecture(manager, manager.get_configuration("3d_fullres"), 1, 3, True)
-    source = detect(stock(plans, network=network))
-    assert source.architecture["arch_kwargs"]["norm_op"] == "torch.nn.modules.batchnorm.BatchNorm3d"
-    assert loaded(source, 3)
+    content = stock(plans, network=network)
+    known = detect(content | {"trainer_name": "nnUNetTrainerBN"})
+    assert known.notes == ()
+    assert known.architecture["arch_kwargs"]["norm_op"] == "torch.nn.modules.batchnorm.BatchNorm3d"
+    image = torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(loaded(known, 3).eval()(image)[0], network.eval()(image)[0])
+    source = detect(content)
+    assert source.architecture == known.architecture
     assert source.notes[0].startswith("its plans describe another network, which is not used: it ")
     assert source.notes[1].startswith("architecture derived")
     assert source.channels == ["T1"]
+
+
+def test_trainers_of_others_are_noted_and_those_of_nnunet_are_not():
+    trainers = {name for file in Path(nnUNetTrainer.__file__).parent.rglob("*.py")
+                for name in re.findall(r"^class (\w*Trainer\w*)\(", file.read_text(), re.MULTILINE)}  # fmt: skip
+    own = {name for name in trainers if "Primus" not in name}
+    assert len(own) > 50
+    for name in (*sorted(own), "nnUNetTrainerGenesisPretrain", "nnUNetTrainerGenesisFinetune"):
+        assert unknown_trainer(name) == (), name
+    content = stock(small_plans()) | {"trainer_name": "nnUNetTrainerReLU"}
+    assert detect(content).notes == (
+        "its trainer (nnUNetTrainerReLU) is none of nnU-Net's own: activations and norms are assumed to be as in its "
+        "plans",
+    )
 
 
 @pytest.mark.parametrize("convs", [[2, 3, 2], [2, 1, 2]])
@@ -350,3 +375,41 @@ def test_nnssl_transformers_and_broken_plans_are_refused():
     del content["nnssl_adaptation_plan"]["pretrain_plan"]
     with pytest.raises(CheckpointError, match="incomplete nnssl adaptation plan"):
         detect(content)
+
+
+@pytest.mark.parametrize("template", ["tiny", "tiny_resenc"])
+@pytest.mark.parametrize("changes", [{}, {"norm_op": "torch.nn.modules.batchnorm.BatchNorm3d"}, {"nonlin_first": True},
+                                     {"dropout_op": "torch.nn.modules.dropout.Dropout3d", "dropout_op_kwargs": {"p": 0.5}}])  # fmt: skip
+def test_names_of_a_tensor_are_told_apart_as_the_network_does(template, changes):
+    """The rule that works on names alone agrees with the network, whose first name of a tensor is the one kept."""
+    block = small_plans(template)["configurations"]["3d_fullres"]["architecture"]
+    if "nonlin_first" in changes and template == "tiny_resenc":
+        pytest.skip("residual encoders take no such argument")
+    block["arch_kwargs"] |= changes
+    for first, names in name_groups(build(block, 3)).items():
+        assert {canonical_name(name) for name in names} == {first}
+
+
+def as_landed(path: Path, content: dict[str, Any], genesis: dict[str, Any]) -> Path:
+    """A file as written before weights were kept under one name: numpy's values made plain, "genesis" added."""
+    return written({**plain(content), "genesis": plain(genesis)}, path)
+
+
+@pytest.mark.parametrize("trainer", ["nnUNetTrainerGenesisPretrain", "nnUNetTrainerGenesisFinetune"])
+def test_checkpoints_of_earlier_versions_are_read(tmp_path: Path, trainer):
+    plans = small_plans() | {"genesis": {"pretraining": {"epochs": 2, "freeze_encoder": 3}}}
+    content = stock(plans) | {"trainer_name": trainer, "current_epoch": 2}
+    facts = {"task": "restoration of corrupted patches (Models Genesis)", "channel_names": ["T1"], "spacing": [1, 1, 1],
+             "settings": {}, "versions": {"nnunet-genesis": "0.1.0"}}  # fmt: skip
+    source = read_pretrained(as_landed(tmp_path / "checkpoint_final.pth", content, facts))
+    assert (source.format, source.notes) == (f"nnU-Net v2 ({trainer})", ())
+    assert (source.channels, source.patch_size) == (["T1"], [32, 48, 32])
+    assert all(torch.equal(tensor, content["network_weights"][name]) for name, tensor in source.weights.items())
+
+
+def test_transferred_weights_of_earlier_versions_are_read(tmp_path: Path):
+    weights = stock(small_plans())["network_weights"]
+    facts = {"source": "a.pth", "coverage": 1.0, "tensors": {"encoder.a": ["copied", ""]}, "versions": {}}
+    path = as_landed(tmp_path / "plans_3d_fullres.pth", {"network_weights": weights}, facts)
+    assert network_weights(read_checkpoint(path), path).keys() == weights.keys()
+    assert loaded(read_pretrained(path), 3)
