@@ -248,7 +248,7 @@ def network_weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, torc
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise CheckpointError(
             f'{path} is not a checkpoint of nnU-Net v2: it has no "network_weights" (it holds: '
-            f"{', '.join(map(str, list(checkpoint)[:6])) or 'nothing'})."
+            f"{', '.join(printable(key, 60) for key in list(checkpoint)[:6]) or 'nothing'})."
         )
     return {without_wrappers(name): tensor for name, tensor in weights.items()}
 

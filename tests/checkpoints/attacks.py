@@ -91,6 +91,9 @@ SIDECARS: dict[str, bytes] = {
     "lists filled later": lists_filled_later(),
     "a key of tuples": tuple_as_key(),
     "a deep key": deep_key(500_000),
+    "a deep member": as_dictionary(
+        b"ccollections\nOrderedDict\n]](N" + b"\x85" * 500_000 + b"Nea\x85R"
+    ),
     "deep lists": deep_lists(60_000),
     "a high number in the memo": pickled(b"}r\xff\xff\xff\x7f"),
     "bytes of a length": as_dictionary(call("__builtin__/bytes", number(MANY))),

@@ -69,6 +69,7 @@ REFUSED = {
     "nested encodings.model": "it encodes texts as no pickle does",
     "repeated encodings.model": "it repeats or nests its values beyond reason",
     "lists filled later.model": "repeats or nests its values beyond reason",
+    "a deep member.model": "it repeats or nests its values beyond reason",
     "deep lists.model": "repeats or nests its values beyond reason",
     "a high number in the memo.model": "it is numbered as no program writes it",
     "bytes of a length.model": "that is not nnU-Net v1's",
