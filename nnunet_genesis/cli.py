@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_genesis.cli_settings import add_flags, given
-from nnunet_genesis.errors import GenesisError
+from nnunet_genesis.errors import GenesisError, printable
 
 LEFT_OUT = 2
 """Exit code when the work was done but for some cases."""
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(chosen.run(chosen))
     except GenesisError as error:
-        print(f"nnunet_genesis {chosen.command}: {error}", file=sys.stderr)
+        print(printable(f"nnunet_genesis {chosen.command}: {error}"), file=sys.stderr)
         return 1
     except OSError as error:
         print(f"nnunet_genesis {chosen.command}: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
@@ -182,7 +182,7 @@ def _add_inspect(commands: Any) -> None:
         commands,
         "inspect",
         _inspect,
-        "Say what a checkpoint is: nnU-Net v2, nnU-Net v1, nnssl, the original Models Genesis 3D U-Net, or a "
+        "Say what a checkpoint is: nnU-Net v2, nnU-Net v1, nnssl, the 3D U-Net of Models Genesis or SuPreM, or a "
         "state dict (.pth, .safetensors) of one of their networks. No code in the file is run.",
         "nnunet_genesis inspect genesis_nnunet_luna16_006.model",
     )

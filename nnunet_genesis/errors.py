@@ -30,7 +30,12 @@ class TransferError(GenesisError):
 
 def reason(error: object, most: int = 200) -> str:
     """What an exception says, for use within a message: one line of at most `most` printable characters."""
-    line = " ".join(str(error).split()) or type(error).__name__
+    return printable(error, most) or type(error).__name__
+
+
+def printable(text: object, most: int | None = None) -> str:
+    """One line of at most `most` characters, safe for a terminal: names in foreign files may hold its commands."""
+    line = " ".join(str(text).split())
     return "".join(character if character.isprintable() else "?" for character in line)[:most]
 
 
@@ -43,7 +48,7 @@ def one_line() -> Iterator[None]:
     try:
         yield
     except GenesisError as error:
-        sys.exit(f"nnunet_genesis: {error}")
+        sys.exit(printable(f"nnunet_genesis: {error}"))
 
 
 @contextmanager

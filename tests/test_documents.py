@@ -208,7 +208,8 @@ def transfer_table(base: Path) -> str:
         )
         network, _ = target_network(plans, "3d_fullres", dataset_json)
         arguments = {"plans": plans, "configuration": "3d_fullres", "dataset_json": dataset_json}
-        torch.save({"network_weights": network.state_dict(), "init_args": arguments}, base / "checkpoint_final.pth")
+        content = {"network_weights": network.state_dict(), "init_args": arguments, "trainer_name": "nnUNetTrainer"}
+        torch.save(content, base / "checkpoint_final.pth")
         where = "configurations__3d_fullres__architecture__arch_kwargs__"
         edit_plans(base / "nnUNet_preprocessed/Dataset004_Target/nnUNetPlans.json",
                    **{where + "kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]],

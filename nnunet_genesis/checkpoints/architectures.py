@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
-from nnunet_genesis.errors import CheckpointError
+from nnunet_genesis.checkpoints.bounds import STAGES, refuse_huge_network, refuse_other_layers
+from nnunet_genesis.checkpoints.foreign import unknown_network
+from nnunet_genesis.checkpoints.plain_types import plain
+from nnunet_genesis.errors import CheckpointError, printable
 
 PLAIN = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
 RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
@@ -94,7 +96,7 @@ def derive(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], tuple[s
     name = RESIDUAL if STEM[RESIDUAL] in weights else PLAIN
     first = _counted(weights, CONVS[name].format("{}", 0))
     if len(first) < 2 or STEM[name] not in weights or first[0].ndim not in (4, 5):
-        raise CheckpointError(unknown(weights))
+        raise CheckpointError(unknown_network(weights))
     stages = len(first)
     undone = [weights.get(f"decoder.transpconvs.{stages - 1 - stage}.weight") for stage in range(1, stages)]
     dimensions = first[0].ndim - 2
@@ -122,49 +124,44 @@ def checked(architecture: Any) -> dict[str, Any]:
     """An architecture block from a file in plain values and lists, with the full name of its network.
 
     Raises:
-        CheckpointError: It is incomplete or names another network.
+        CheckpointError: It is incomplete, names another network or other layers, or is of a size that none has.
     """
     try:
         name = str(architecture["network_class_name"])
-        arguments = _spelled_out(plain(architecture["arch_kwargs"]))
+        arguments = _spelled_out(plain(architecture["arch_kwargs"], as_json=True))
         imports = list(architecture["_kw_requires_import"])
         shown = [len(arguments[key]) for key in ("features_per_stage", "strides")]
+        dimensions = 2 if str(arguments.get("conv_op")).endswith("Conv2d") else 3
     except (KeyError, TypeError, AttributeError):
         raise CheckpointError("describes its network incompletely.") from None
     known = CLASSES.get(name.rsplit(".", 1)[-1])
     if known is None or min(shown) < 2:
-        raise CheckpointError(f"names a network that is not read: {name[:150]}. Read are {', '.join(CLASSES)}.")
+        raise CheckpointError(
+            f"names a network that is not read: {printable(name, 150)}. Read are {', '.join(CLASSES)}."
+        )
+    try:
+        refuse_huge_network(arguments, dimensions)
+        refuse_other_layers(arguments, imports)
+    except TypeError:
+        raise CheckpointError("describes its network incompletely.") from None
     return {"network_class_name": known, "arch_kwargs": arguments, "_kw_requires_import": imports}
 
 
-def unknown(weights: Mapping[str, torch.Tensor]) -> str:
-    """The sentence on tensors of an unknown network."""
-    for start, network in (
-        ("eva.", "Primus (a transformer of nnssl)"),
-        ("encoder.eva.", "Primus (a transformer of nnssl)"),
-        ("encoder.patch_embed.", "a vision transformer"),
-    ):
-        if any(name.startswith(start) for name in weights):
-            return f"holds weights of {network}; only convolutional U-Nets are read."
-    shown = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in list(weights.items())[:3])
-    return f"holds {len(weights)} tensors of an unknown network: {shown}."
-
-
-def plain(value: Any) -> Any:
-    """Tensors, arrays and tuples as lists: what JSON can hold."""
-    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return {key: plain(entry) for key, entry in value.items()}
-    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+def assumed_operations(architecture: Mapping[str, Any]) -> str:
+    """What tensors do not tell about the operations between convolutions, as the start of a sentence."""
+    norm = str(architecture["arch_kwargs"].get("norm_op"))
+    if "InstanceNorm" in norm:
+        return "instance normalisation and LeakyReLU of slope 0.01 are assumed"
+    return "LeakyReLU of slope 0.01 is assumed"
 
 
 def _spelled_out(arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a network with a list where its class also takes one number for all stages or axes."""
     found, dimensions = dict(arguments), 2 if str(arguments.get("conv_op")).endswith("Conv2d") else 3
+    stages = min(int(found.get("n_stages", 0)), STAGES + 1)
     for key, short in (*((key, 0) for key in PER_STAGE), ("n_conv_per_stage_decoder", 1)):
         if isinstance(found.get(key), int):
-            found[key] = [found[key]] * (found["n_stages"] - short)
+            found[key] = [found[key]] * (stages - short)
     for key in PER_AXIS:
         if key in found:
             found[key] = [[entry] * dimensions if isinstance(entry, int) else entry for entry in found[key]]

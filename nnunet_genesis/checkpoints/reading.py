@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import io
 import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +18,33 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from nnunet_genesis.checkpoints.bounds import refuse_packed_archive, refuse_repetition
 from nnunet_genesis.checkpoints.detect import detect
+from nnunet_genesis.checkpoints.foreign import refuse_other_kinds
 from nnunet_genesis.checkpoints.names import without_wrappers
+from nnunet_genesis.checkpoints.pickle_scan import RefusedPickleError, WholeObjectError, scan
 from nnunet_genesis.checkpoints.safe_numpy import stand_ins
-from nnunet_genesis.errors import CheckpointError, reason
+from nnunet_genesis.errors import CheckpointError, printable, reason
 from nnunet_genesis.networks.pretrained import PretrainedNetwork
 
 HARMLESS: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     "_codecs.encode": codecs.encode,
-    "__builtin__.bytes": bytes,  # what old protocols call it
     **{name: maker for maker, name in stand_ins()},
 }
 """What a file of plans of nnU-Net v1 may ask for: containers and numbers."""
 
-ENDINGS = (".pth", ".pt", ".model", ".safetensors")
-"""Of checkpoints that are looked for in a folder."""
+OF_TORCH = {
+    *HARMLESS,
+    *(f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "tensor_v3", "parameter")),
+    *("torch.Size", "torch.device", "torch.serialization._get_layout", "builtins.set", "builtins.complex"),
+}
+"""What a checkpoint may ask for; torch lets through more, e.g. a bytearray of any length."""
+
+LEGACY_PICKLES = 5
+"""In a file of torch before 1.6: magic number, version, machine, content, names of storages; then these."""
+
+ONLY = "Only files of tensors and plain types are read."
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -39,71 +53,70 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     nnU-Net's own files also hold numpy scalars (log, best score), which are let through, as are arrays of numbers.
 
     Raises:
-        CheckpointError: The file is missing, cut off, damaged, no checkpoint, or asks for code to be run on loading.
+        CheckpointError: The file is missing, cut off, damaged, no checkpoint, asks for code to be run on loading, or
+            for memory beyond its size.
     """
-    _refuse_other_kinds(path)
+    refuse_other_kinds(path)
+    size = path.stat().st_size
     try:
+        _scan_all(path, size)
         with torch.serialization.safe_globals(stand_ins()):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except WholeObjectError as error:
+        raise CheckpointError(
+            f"{path} is a whole object in Python ({printable(error, 150)}), as torch.save(model) writes it; reading it "
+            "would run code. Save its weights where that code is known: torch.save(model.state_dict(), FILE)."
+        ) from None
+    except RefusedPickleError as error:
+        raise CheckpointError(f"{path} is refused: {printable(error, 200)}. {ONLY}") from None
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} {_refusal(reason(error, 1000))}") from None
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
-            zipfile.BadZipFile) as error:  # fmt: skip
+    except Exception as error:  # whatever torch raises for damaged and foreign files
         raise CheckpointError(
             f"{path} cannot be read; it is cut off or no checkpoint ({reason(error, 80)}). Copy or download it again."
         ) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint.")
     _refuse_damage(path)
+    with _named(path):
+        refuse_repetition(content, size)
     return content
 
 
-def _refuse_other_kinds(path: Path) -> None:
-    """Name what is often given in place of a checkpoint.
+def _scan_all(path: Path, size: int) -> None:
+    """Follow all pickles in a file before torch loads them.
 
     Raises:
-        CheckpointError: There is no file, or it is a folder, a Keras file or a model that nnU-Net packed.
+        CheckpointError, RefusedPickleError: They are refused.
+        Exception: Whatever else is wrong with them.
     """
-    if path.is_dir():
-        inside = [found for pattern in ("*", "*/*") for found in path.glob(pattern) if found.suffix in ENDINGS]
-        raise CheckpointError(f"{path} is a folder. {_choice(sorted(str(found) for found in inside))}")
-    if not path.is_file():
-        raise CheckpointError(f"The checkpoint {path} does not exist. Check the path.")
-    with path.open("rb") as stream:
-        if stream.read(4) == b"\x89HDF":
-            raise CheckpointError(
-                f"{path} is an HDF5 file (Keras). Only files of PyTorch and safetensors are read; Models Genesis is "
-                "published as Genesis_Chest_CT.pt too."
-            )
-    if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                packed = sorted(name for name in archive.namelist() if name.endswith(".pth"))
-        except zipfile.BadZipFile:
-            return  # torch.load says so too
-        if packed:
-            raise CheckpointError(
-                f"{path} is an archive, as of nnUNetv2_export_model_to_zip. Unpack it. {_choice(packed)}"
-            )
+    if not _is_zip(path):
+        with path.open("rb") as stream:
+            for _ in range(LEGACY_PICKLES):
+                scan(stream, size, OF_TORCH)
+        return
+    refuse_packed_archive(path)
+    pickled = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")  # the one that torch.load takes
+    scan(io.BytesIO(pickled), size, OF_TORCH)
 
 
-def _choice(checkpoints: list[str]) -> str:
-    """What to do next, with some of the checkpoints that were found."""
-    if not checkpoints:
-        return "Name a checkpoint; there is none in it."
-    # every fold has two: the final ones say most
-    shown = [name for name in checkpoints if name.endswith("checkpoint_final.pth")] or checkpoints
-    more = f" (or one of {len(checkpoints) - 1} others)" if len(checkpoints) > 1 else ""
-    return f"Name the checkpoint in it: {shown[0]}{more}."
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Put the file's name before a message."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} {error}") from None
 
 
 def _refusal(said: str) -> str:
     """What torch says of a pickle that it does not read, in the user's terms."""
-    only = "Only files of tensors and plain types are read."
     if "GLOBAL" in said or "Unsupported class" in said:
-        return f"is refused: reading it would run code that it names ({_named_global(said)}). {only}"
+        return f"is refused: reading it would run code that it names ({_named_global(said)}). {ONLY}"
     if foreign := re.search(r"but got <class '([\w.]+)'>", said):
-        return f"is refused: it holds a {foreign[1]}. {only}"
+        return f"is refused: it holds a {foreign[1]}. {ONLY}"
     return "is not a checkpoint of PyTorch. Name a .pth, .pt, .model or .safetensors file."
 
 
@@ -113,7 +126,7 @@ def _refuse_damage(path: Path) -> None:
     Raises:
         CheckpointError: Bytes have changed since the file was written.
     """
-    if not zipfile.is_zipfile(path):
+    if not _is_zip(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
@@ -123,16 +136,17 @@ def _refuse_damage(path: Path) -> None:
         damaged = str(error)
     if damaged:
         raise CheckpointError(
-            f"{path} was damaged or altered after it was written: a checksum is wrong ({damaged}). Copy or download it "
-            "again."
+            f"{path} was damaged or altered after it was written: a checksum is wrong ({damaged[:100]}). Copy or "
+            "download it again."
         )
 
 
 def read_pretrained(path: Path) -> PretrainedNetwork:
     """Read a checkpoint of any known kind, told by its content, without running code from it.
 
-    Known are checkpoints of nnU-Net v2, nnU-Net v1 (with or without the `.pkl` of plans beside it), nnssl and the
-    original Models Genesis 3D U-Net, and bare state dicts of these networks, also as safetensors.
+    Known are checkpoints of nnU-Net v2, nnU-Net v1 (with or without the `.pkl` of plans beside it), nnssl, the 3D U-Net
+    of Models Genesis and SuPreM, and bare state dicts of these networks, also as safetensors. A file may ask for memory
+    and time of its size only.
 
     Raises:
         CheckpointError: The file is missing, cut off, unsafe, of no known kind, or has weights that are not finite.
@@ -140,16 +154,29 @@ def read_pretrained(path: Path) -> PretrainedNetwork:
     content = _read_safetensors(path) if _is_safetensors(path) else read_checkpoint(path)
     beside = path.with_name(path.name + ".pkl")
     sidecar = read_plain_pickle(beside) if beside.is_file() else None
-    try:
+    with _named(path):
         source = detect(content, sidecar)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path} {error}") from None
     for name, tensor in source.weights.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if not tensor.isfinite().all():
             raise CheckpointError(
                 f"{path} holds NaN or infinite values in {name}: its training went wrong. Take an earlier checkpoint."
             )
-    return source
+    return _printable(source)
+
+
+def _printable(source: PretrainedNetwork) -> PretrainedNetwork:
+    """Texts of the file as lines that a terminal shows."""
+
+    def lines(texts: Sequence[str] | None) -> list[str] | None:
+        return None if texts is None else [printable(text, 100) for text in texts]
+
+    return replace(
+        source,
+        format=printable(source.format, 150),
+        notes=tuple(printable(note, 500) for note in source.notes),
+        channels=lines(source.channels),
+        normalisation=lines(source.normalisation),
+    )
 
 
 def read_plain_pickle(path: Path) -> dict[str, Any]:
@@ -158,31 +185,40 @@ def read_plain_pickle(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file asks for something else, or is no pickle of a dictionary.
     """
+    data = path.read_bytes()
     try:
-        with path.open("rb") as stream:
-            content = _PlainUnpickler(stream).load()
-    except _ForeignGlobalError as error:
+        scan(io.BytesIO(data), len(data), HARMLESS)
+        content = _PlainUnpickler(io.BytesIO(data)).load()
+    except RefusedPickleError as error:
         raise CheckpointError(
-            f"{path} is refused: reading it would run code that it names ({error}). The checkpoint can be read without "
-            "it: move it away."
+            f"{path} is refused: {_why(error)}. The checkpoint can be read without it: move it away."
         ) from None
-    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, LookupError, TypeError, ValueError,
-            MemoryError) as error:  # fmt: skip
+    except Exception as error:  # pickles that are damaged or made up raise anything
         raise CheckpointError(f"{path} cannot be read; it is cut off or no pickle ({reason(error, 100)}).") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not the plans of a checkpoint.")
+    with _named(path):
+        refuse_repetition(content, len(data))
     return content
 
 
-class _ForeignGlobalError(pickle.UnpicklingError):
-    """A pickle names something that is not in `HARMLESS`."""
+def _why(error: RefusedPickleError) -> str:
+    whole = isinstance(error, WholeObjectError)
+    return f"reading it would run code that it names ({printable(error, 150)})" if whole else printable(error, 200)
 
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in HARMLESS:
-            raise _ForeignGlobalError(f"{module}.{name}")
-        return HARMLESS[f"{module}.{name}"]
+        try:
+            return HARMLESS[f"{module}.{name}"]
+        except KeyError:
+            raise pickle.UnpicklingError(f"{module}.{name} is not known") from None
+
+
+def _is_zip(path: Path) -> bool:
+    """As torch tells it."""
+    with path.open("rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -212,7 +248,7 @@ def network_weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, torc
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise CheckpointError(
             f'{path} is not a checkpoint of nnU-Net v2: it has no "network_weights" (it holds: '
-            f"{', '.join(map(str, list(checkpoint)[:6])) or 'nothing'})."
+            f"{', '.join(printable(key, 60) for key in list(checkpoint)[:6]) or 'nothing'})."
         )
     return {without_wrappers(name): tensor for name, tensor in weights.items()}
 

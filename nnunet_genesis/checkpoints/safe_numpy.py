@@ -21,7 +21,7 @@ class Kind:
             UnpicklingError: It is no number or text.
         """
         self.dtype = np.dtype(name)
-        if self.dtype.char not in KINDS:
+        if self.dtype.char not in KINDS or not self.dtype.itemsize:
             raise pickle.UnpicklingError(f"but got <class 'numpy.{self.dtype.type.__name__}'>")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -31,6 +31,11 @@ class Kind:
 
 class Array(np.ndarray):
     """In place of `numpy.ndarray`; it is saved as one."""
+
+    def __new__(cls, *_: Any) -> Array:
+        """Empty, whatever size a file asks for; `__setstate__` fills it."""
+        empty: Array = super().__new__(cls, (0,), "b")
+        return empty
 
     def __setstate__(self, state: Any) -> None:
         """Version of the format, shape, kind, order of axes, bytes."""
@@ -43,7 +48,7 @@ class Array(np.ndarray):
 
 
 def _reconstruct(*_: Any) -> Any:
-    return Array((0,), "b")
+    return Array()
 
 
 def _scalar(kind: Kind, content: bytes) -> Any:
@@ -54,10 +59,15 @@ def _frombuffer(content: bytes, kind: Kind, shape: tuple[int, ...], order: Any) 
     return np.frombuffer(content, kind.dtype).reshape(shape, order=order)
 
 
+def _no_bytes(*_: Any) -> bytes:
+    return b""
+
+
 def stand_ins() -> list[Any]:
     """What reads numpy's values, for `torch.serialization.safe_globals`; numpy 1 wrote other names than numpy 2."""
     makers = [(_scalar, "multiarray.scalar"), (_reconstruct, "multiarray._reconstruct"),
               (_frombuffer, "numeric._frombuffer")]  # fmt: skip
     named = [(maker, f"numpy.{core}.{name}") for core in ("core", "_core") for maker, name in makers]
-    # an empty array is written with a call of bytes
-    return [*named, (Array, "numpy.ndarray"), (Kind, "numpy.dtype"), (bytes, "builtins.bytes")]
+    # an empty array is written with a call of bytes, which older protocols name otherwise
+    empty = [(_no_bytes, "builtins.bytes"), (_no_bytes, "__builtin__.bytes")]
+    return [*named, (Array, "numpy.ndarray"), (Kind, "numpy.dtype"), *empty]

@@ -8,9 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from nnunet_genesis.checkpoints.plain_types import plain
 from nnunet_genesis.checkpoints.safe_numpy import stand_ins
 from nnunet_genesis.files import written_atomically
 
@@ -31,17 +31,6 @@ def save_plain(save: Callable[[io.BytesIO], None], description: Mapping[str, Any
     del stream
     with written_atomically(path) as temporary:
         torch.save(plain(checkpoint) | {"genesis": plain(dict(description))}, temporary)
-
-
-def plain(value: Any) -> Any:
-    """The value with numpy scalars and arrays as numbers and lists, in dictionaries, lists and tuples alike."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    if isinstance(value, dict):
-        return type(value)((plain(key), plain(entry)) for key, entry in value.items())
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
-        return type(value)(plain(entry) for entry in value)
-    return value
 
 
 def versions() -> dict[str, str]:

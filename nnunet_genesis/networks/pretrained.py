@@ -19,7 +19,7 @@ class PretrainedNetwork:
     """A pre-trained network.
 
     Attributes:
-        weights: Tensors, each under the first of its names in the state dict of the architecture's network; parts may
+        weights: One name per tensor, the first in the state dict of the architecture's network; decoder and heads may
             be missing.
         architecture: As in nnU-Net's plans: "network_class_name", "arch_kwargs", "_kw_requires_import".
         input_channels: Number of image channels.
@@ -43,8 +43,8 @@ class PretrainedNetwork:
 
     @property
     def parameters(self) -> int:
-        """Number of values in the weights; shared tensors count once."""
-        return sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in self.weights.values()}.values())
+        """Number of values in the weights."""
+        return sum(tensor.numel() for tensor in self.weights.values())
 
     @property
     def channel_labels(self) -> list[str]:

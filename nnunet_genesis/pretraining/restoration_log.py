@@ -8,7 +8,7 @@ from typing import Any
 
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
-from nnunet_genesis.checkpoints.saving import plain
+from nnunet_genesis.checkpoints.plain_types import plain
 from nnunet_genesis.pretraining.figures import pretraining_progress
 
 ERRORS = {"restoration_mse": "mse", "restoration_mae": "mae", "restoration_psnr": "psnr", "copy_mse": "copy_mse",

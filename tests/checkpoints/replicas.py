@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -20,6 +20,7 @@ def generic_unet(
     convs: int = 2,
     channels: int = 1,
     classes: int = 2,
+    norm: str = "instance",
 ) -> Weights:
     """Random weights under the names of nnU-Net v1's Generic_UNet.
 
@@ -30,6 +31,7 @@ def generic_unet(
         convs: Convolutions of each stage, at least 2.
         channels: Input channels.
         classes: Outputs of each head.
+        norm: "instance", "batch" (with running statistics) or "none".
     """
     generator, weights, last = torch.Generator().manual_seed(0), {}, len(pools)
     kernels = kernels or [[3] * len(pools[0])] * len(features)
@@ -38,8 +40,13 @@ def generic_unet(
         scale = (given * torch.Size(kernel).numel()) ** -0.5
         weights[f"{name}.conv.weight"] = scale * torch.randn(made, given, *kernel, generator=generator)
         weights[f"{name}.conv.bias"] = torch.randn(made, generator=generator)
-        weights[f"{name}.instnorm.weight"] = 1 + 0.5 * torch.randn(made, generator=generator)
-        weights[f"{name}.instnorm.bias"] = torch.randn(made, generator=generator)
+        if norm != "none":
+            weights[f"{name}.instnorm.weight"] = 1 + 0.5 * torch.randn(made, generator=generator)
+            weights[f"{name}.instnorm.bias"] = torch.randn(made, generator=generator)
+        if norm == "batch":
+            weights[f"{name}.instnorm.running_mean"] = torch.randn(made, generator=generator)
+            weights[f"{name}.instnorm.running_var"] = 0.5 + torch.rand(made, generator=generator)
+            weights[f"{name}.instnorm.num_batches_tracked"] = torch.tensor(7)
 
     def halves(name: str, given: int, made: int, kernel: Sequence[int]) -> None:
         for number in range(convs - 1):
@@ -61,20 +68,32 @@ def generic_unet(
 
 
 def run_generic_unet(
-    weights: Weights, image: torch.Tensor, pools: Sequence[Sequence[int]], features: list[torch.Tensor] | None = None
+    weights: Weights,
+    image: torch.Tensor,
+    pools: Sequence[Sequence[int]],
+    features: list[torch.Tensor] | None = None,
+    activation: Callable[[torch.Tensor], torch.Tensor] = lambda x: F.leaky_relu(x, 0.01),
+    activation_first: bool = False,
 ) -> list[torch.Tensor]:
-    """Logits of every head, finest first; the encoder's features are appended to `features`, finest first."""
+    """Logits of every head in evaluation, finest first; the encoder's features are appended to `features`."""
     conv, up = (F.conv3d, F.conv_transpose3d) if image.ndim == 5 else (F.conv2d, F.conv_transpose2d)
+
+    def norm(name: str, x: torch.Tensor) -> torch.Tensor:
+        own = {key: weights.get(f"{name}.instnorm.{key}") for key in ("weight", "bias", "running_mean", "running_var")}
+        if own["weight"] is None:
+            return x
+        if own["running_mean"] is not None:
+            return F.batch_norm(x, **own, eps=1e-5)
+        return F.instance_norm(x, weight=own["weight"], bias=own["bias"], eps=1e-5)
 
     def blocks(name: str, x: torch.Tensor, stride: Sequence[int] | int = 1) -> torch.Tensor:
         number = 0
-        while f"{name}.blocks.{number}.conv.weight" in weights:
-            own = {key: weights[f"{name}.blocks.{number}.{key}"] for key in (
-                "conv.weight", "conv.bias", "instnorm.weight", "instnorm.bias")}  # fmt: skip
-            padding = [1 if size == 3 else 0 for size in own["conv.weight"].shape[2:]]
-            x = conv(x, own["conv.weight"], own["conv.bias"], stride=stride, padding=padding)
-            x = F.instance_norm(x, weight=own["instnorm.weight"], bias=own["instnorm.bias"], eps=1e-5)
-            x, stride, number = F.leaky_relu(x, 0.01), 1, number + 1
+        while (own := f"{name}.blocks.{number}") + ".conv.weight" in weights:
+            kernel = weights[f"{own}.conv.weight"]
+            padding = [1 if size == 3 else 0 for size in kernel.shape[2:]]
+            x = conv(x, kernel, weights[f"{own}.conv.bias"], stride=stride, padding=padding)
+            x = norm(own, activation(x)) if activation_first else activation(norm(own, x))
+            stride, number = 1, number + 1
         return x
 
     skips, last = [], len(pools)
@@ -91,6 +110,14 @@ def run_generic_unet(
         x = blocks(f"conv_blocks_localization.{level}.1", blocks(f"conv_blocks_localization.{level}.0", x))
         logits.append(conv(x, weights[f"seg_outputs.{level}.weight"]))
     return logits[::-1]
+
+
+def suprem(base: int = 8) -> Weights:
+    """Random weights under the names of SuPreM's model with that network: no restoration head, heads of its own."""
+    backbone = {name.replace("module.", "module.backbone."): tensor for name, tensor in original_unet3d(base).items()
+                if "out_tr" not in name}  # fmt: skip
+    return backbone | {"module.organ_embedding": torch.ones(25, 512), "module.precls_conv.0.weight": torch.ones(64),
+                       "module.controller.weight": torch.ones(153, 512, 1, 1, 1)}  # fmt: skip
 
 
 def original_unet3d(base: int = 64, channels: int = 1) -> Weights:

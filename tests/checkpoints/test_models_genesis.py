@@ -17,8 +17,8 @@ from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.errors import CheckpointError
 from nnunet_genesis.resources import plans_folder
 from nnunet_genesis.unet3d import UNet3D
-from tests.checkpoints import build
-from tests.checkpoints.replicas import original_unet3d, run_original_unet3d
+from tests.checkpoints import build, loaded
+from tests.checkpoints.replicas import original_unet3d, run_original_unet3d, suprem
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
 
@@ -72,7 +72,7 @@ def test_its_own_weights_without_plans_are_recognised():
     network = UNet3D(2, 3, [4, 6, 8], [[1, 1, 1], [1, 2, 2], [2, 2, 2]])
     source = detect(network.state_dict())
     assert source.architecture["network_class_name"] == "nnunet_genesis.unet3d.UNet3D"
-    assert build(source, 3).load_state_dict(source.weights, strict=True)
+    assert loaded(source, 3)
 
 
 def test_other_widths_and_other_tensors_are_refused():
@@ -137,3 +137,34 @@ def test_nnunet_fine_tunes_it_from_the_published_weights(planned: Path, genesis,
         assert np.isfinite(trainer.validation_step(next(trainer.dataloader_val))["loss"])
         trainer.set_deep_supervision_enabled(False)
         assert trainer.network.eval()(torch.randn(1, 1, 16, 16, 16)).shape == (1, 3, 16, 16, 16)
+
+
+@pytest.mark.parametrize("part", ["whole", "backbone", "single GPU"])
+def test_suprem_is_the_same_network_with_other_intensities(tmp_path: Path, part):
+    weights = suprem(8)
+    if part == "single GPU":
+        weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    elif part == "backbone":
+        weights = {name.removeprefix("module.backbone."): tensor for name, tensor in weights.items() if "backb" in name}
+    torch.save({"net": weights, "optimizer": {}, "scheduler": {}, "epoch": 800}, tmp_path / "unet.pth")
+    source = read_pretrained(tmp_path / "unet.pth")
+    assert source.format == "SuPreM (3D U-Net of Models Genesis)"
+    assert "HU -175 to 250 scaled to 0 to 1, spacing 1.5 mm, patches of 96x96x96" in source.notes[0]
+    left = ("3 tensors belong to SuPreM's organ-wise head and are not used",)
+    assert source.notes[1:] == (() if part == "backbone" else left)
+    assert source.weights.keys() == {name for name in detect({"state_dict": original_unet3d(8)}).weights
+                                     if "seg_layers" not in name}  # fmt: skip
+    network, features = build(source, 1).eval(), []
+    assert network.load_state_dict(source.weights, strict=False).unexpected_keys == []
+    network.decoder.stages[-1].register_forward_hook(lambda *found: features.append(found[-1]))
+    image, wanted = torch.rand(1, 1, 16, 16, 16), []
+    run_original_unet3d(original_unet3d(8), image, wanted)  # the statistics of the batch, not those in the file
+    with torch.no_grad():
+        network(image)
+    torch.testing.assert_close(features[0], wanted[-1], rtol=0, atol=1e-4)
+
+
+def test_who_trained_weights_without_a_restoration_head_is_not_guessed():
+    source = detect({name: tensor for name, tensor in original_unet3d(8).items() if "out_tr" not in name})
+    assert source.format == "Models Genesis (original 3D U-Net)"
+    assert source.notes == ("it has no restoration head: whether Models Genesis or SuPreM trained it is unknown",)

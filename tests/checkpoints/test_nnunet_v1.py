@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunet_genesis.checkpoints.detect import detect
 from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.errors import CheckpointError
-from tests.checkpoints import build
+from tests.checkpoints import loaded
 from tests.checkpoints.replicas import LUNA16_POOLS, generic_unet, run_generic_unet
 from tests.checkpoints.test_reading import Trap
 
@@ -36,8 +38,7 @@ def test_the_luna16_network_gives_the_same_outputs(tmp_path: Path, shape, legacy
     source = read_pretrained(genesis_file(tmp_path / "genesis_nnunet_luna16_006.model", weights, legacy))
     assert source.format == "nnU-Net v1 (Generic_UNet)"
     assert source.architecture["arch_kwargs"]["strides"] == [[1, 1, 1], *LUNA16_POOLS]
-    network = build(source, 2)
-    assert network.load_state_dict(source.weights, strict=True)
+    network = loaded(source, 2)
     image = torch.randn(1, 1, *shape)
     with torch.no_grad():
         ours, reference = network.eval()(image), run_generic_unet(weights, image, LUNA16_POOLS)
@@ -51,7 +52,7 @@ def test_the_published_sizes():
     weights = generic_unet(LUNA16_FEATURES, LUNA16_POOLS)
     assert (len(weights), sum(tensor.numel() for tensor in weights.values())) == (98, 30_785_184)
     source = detect({"state_dict": weights})
-    assert (len(source.weights), source.parameters) == (292, 30_785_994)
+    assert (len(source.weights), source.parameters) == (108, 30_785_994)
     assert source.architecture["arch_kwargs"]["features_per_stage"] == LUNA16_FEATURES
 
 
@@ -65,8 +66,7 @@ def test_any_network_with_equal_kernels_gives_the_same_outputs(data, dimensions,
     weights = generic_unet(features, pools, convs=convs, channels=channels, classes=3)
     source = detect({"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}})
     assert source.input_channels == channels
-    network = build(source, 3)
-    network.load_state_dict(source.weights, strict=True)
+    network = loaded(source, 3)
     image = torch.randn(2, channels, *[16] * dimensions)
     with torch.no_grad():
         for ours, wanted in zip(network(image), run_generic_unet(weights, image, pools), strict=True):
@@ -78,8 +78,80 @@ def test_kernels_of_the_decoder_are_kept_as_v1_has_them():
     source = detect({"state_dict": generic_unet([4, 6, 8], pools, kernels)})
     assert source.architecture["arch_kwargs"]["kernel_sizes"] == kernels
     assert source.weights["decoder.stages.1.convs.0.conv.weight"].shape == (4, 8, 3, 3, 3)
-    assert len(source.notes) == 1
+    assert len(source.notes) == 2
     assert source.notes[-1] == "2 decoder convolutions have other kernels than nnU-Net v2 gives them"
+
+
+def leaky(x: torch.Tensor) -> torch.Tensor:
+    return F.leaky_relu(x, 0.01)
+
+
+VARIANTS = [
+    # trainer, its norm, activation, whether that comes first; class names as nnU-Net 1.7.1 spells them
+    ("nnUNetTrainerV2", "instance", leaky, False),
+    ("nnUNetTrainerV2_BN", "batch", leaky, False),
+    ("nnUNetTrainerV2_NoNormalization", "none", leaky, False),
+    ("nnUNetTrainerV2_ReLU", "instance", F.relu, False),
+    ("nnUNetTrainerV2_ReLU_biasInSegOutput", "instance", F.relu, False),
+    ("nnUNetTrainerV2_ReLU_convReLUIN", "instance", F.relu, True),
+    ("nnUNetTrainerV2_lReLU_convReLUIN", "instance", leaky, True),
+    ("nnUNetTrainerV2_LReLU_slope_2en1", "instance", lambda x: F.leaky_relu(x, 0.2), False),
+    ("nnUNetTrainerV2_Mish", "instance", lambda x: x * torch.tanh(F.softplus(x)), False),
+    ("nnUNetTrainerV2_GeLU", "instance", F.gelu, False),
+    ("nnUNetTrainerV2_3ConvPerStage", "instance", leaky, False),
+]
+
+
+@pytest.mark.parametrize("pools", [[[1, 2, 2], [2, 2, 2]], [[2, 2], [2, 2]]], ids=["3D", "2D"])
+@pytest.mark.parametrize(("trainer", "norm", "activation", "first"), VARIANTS, ids=[variant[0] for variant in VARIANTS])
+def test_networks_of_its_variants_give_the_same_outputs(trainer, norm, activation, first, pools):
+    weights = generic_unet([4, 6, 8], pools, norm=norm, convs=3 if "3Conv" in trainer else 2)
+    if trainer.endswith("biasInSegOutput"):
+        weights |= {f"seg_outputs.{level}.bias": torch.randn(2) for level in (0, 1)}
+    source = detect({"state_dict": weights}, sidecar(name=trainer))
+    assert source.format == f"nnU-Net v1 ({trainer})"
+    assert source.notes == ()
+    image = torch.randn(2, 1, *[16] * len(pools[0]))
+    with torch.no_grad():
+        ours = loaded(source, 2).eval()(image)
+        wanted = run_generic_unet(weights, image, pools, activation=activation, activation_first=first)
+        heads = [weights.get(f"seg_outputs.{level}.bias", torch.zeros(2)) for level in (1, 0)]
+        usual = run_generic_unet(weights, image, pools)
+    for given_, reference, bias in zip(ours, wanted, heads, strict=True):
+        reference = reference + bias.view(-1, *[1] * len(pools[0]))
+        torch.testing.assert_close(given_, reference, rtol=0, atol=1e-5 * float(reference.abs().max()))
+    assert torch.equal(wanted[0], usual[0]) == (activation is leaky and not first)  # the variant matters
+
+
+@pytest.mark.parametrize(("trainer", "norm"), [("GN", "group"), ("FRN", "filter response")])
+def test_norms_that_nnunet_v2_does_not_have_are_refused(trainer, norm):
+    weights = generic_unet([4, 6], [[1, 2, 2]])
+    with pytest.raises(CheckpointError, match=f"was trained by nnUNetTrainerV2_{trainer}, with {norm} normalisation"):
+        detect({"state_dict": weights}, sidecar(name=f"nnUNetTrainerV2_{trainer}"))
+
+
+def test_filter_response_normalisation_shows_without_plans():
+    weights = generic_unet([4, 6], [[1, 2, 2]])
+    weights["conv_blocks_context.0.blocks.0.instnorm.tau"] = torch.zeros(1, 4, 1, 1, 1)
+    with pytest.raises(CheckpointError, match="filter response normalisation"):
+        detect({"state_dict": weights})
+
+
+@pytest.mark.parametrize(
+    ("norm", "plans", "note"),
+    [
+        ("instance", None, r"instance normalisation and LeakyReLU of slope 0\.01 are assumed: no file of plans"),
+        ("batch", None, r"^LeakyReLU of slope 0\.01 is assumed: no file of plans"),
+        ("none", None, r"^LeakyReLU of slope 0\.01 is assumed: no file of plans"),
+        ("instance", "MyTrainer", "are assumed: its trainer MyTrainer is none of nnU-Net v1's own"),
+        ("instance", "", r"are assumed: its trainer \(without a name\) is none"),
+    ],
+)
+def test_what_neither_tensors_nor_trainer_tell_is_noted(norm, plans, note):
+    weights = generic_unet([4, 6], [[1, 2, 2]], norm=norm)
+    source = detect({"state_dict": weights}, None if plans is None else sidecar(name=plans))
+    assert len(source.notes) == 1
+    assert re.search(note, source.notes[0])
 
 
 def sidecar(**changes) -> OrderedDict:

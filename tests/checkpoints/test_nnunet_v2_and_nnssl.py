@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerBN import nnUNetTrainerBN
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from safetensors.torch import save_file
@@ -17,12 +20,15 @@ from safetensors.torch import save_file
 import nnunet_genesis
 from nnunet_genesis.checkpoints.architectures import PLAIN, RESIDUAL, unet
 from nnunet_genesis.checkpoints.detect import detect
-from nnunet_genesis.checkpoints.reading import read_pretrained
+from nnunet_genesis.checkpoints.formats.nnunet_v2 import unknown_trainer
+from nnunet_genesis.checkpoints.names import canonical_name
+from nnunet_genesis.checkpoints.plain_types import plain
+from nnunet_genesis.checkpoints.reading import network_weights, read_checkpoint, read_pretrained
 from nnunet_genesis.errors import CheckpointError
 from nnunet_genesis.files import read_json
 from nnunet_genesis.networks.tied_names import name_groups
 from nnunet_genesis.resources import plans_folder
-from tests.checkpoints import build
+from tests.checkpoints import build, loaded
 
 
 def small_plans(template: str = "tiny") -> dict[str, Any]:
@@ -72,14 +78,14 @@ def test_nnunet_v2_with_any_wrapper(tmp_path: Path, template, configuration, pre
     assert (source.patch_size, source.spacing) == (block["patch_size"], block["spacing"])
     assert source.format == "nnU-Net v2 (nnUNetTrainerDA5)"
     assert source.notes == ()
-    assert build(source, 3).load_state_dict(source.weights, strict=True)
-    assert all(torch.equal(source.weights[name], tensor) for name, tensor in weights.items())
+    assert loaded(source, 3)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in source.weights.items())
 
 
 def test_a_compiled_part_of_the_network():
     weights = stock(small_plans())["network_weights"]
     compiled = {name.replace("encoder.stages.", "encoder._orig_mod.stages."): t for name, t in weights.items()}
-    assert set(detect(compiled).weights) == set(weights)
+    assert detect(compiled).weights.keys() == detect(weights).weights.keys()
 
 
 def test_a_configuration_that_inherits_and_plans_of_2023(tmp_path: Path):
@@ -150,12 +156,32 @@ def test_a_trainer_that_builds_another_network_than_its_plans_say():
     plans = small_plans()
     manager = PlansManager(plans)
     network = nnUNetTrainerBN.build_network_architecture(manager, manager.get_configuration("3d_fullres"), 1, 3, True)
-    source = detect(stock(plans, network=network))
-    assert source.architecture["arch_kwargs"]["norm_op"] == "torch.nn.modules.batchnorm.BatchNorm3d"
-    assert build(source, 3).load_state_dict(source.weights, strict=True)
+    content = stock(plans, network=network)
+    known = detect(content | {"trainer_name": "nnUNetTrainerBN"})
+    assert known.notes == ()
+    assert known.architecture["arch_kwargs"]["norm_op"] == "torch.nn.modules.batchnorm.BatchNorm3d"
+    image = torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(loaded(known, 3).eval()(image)[0], network.eval()(image)[0])
+    source = detect(content)
+    assert source.architecture == known.architecture
     assert source.notes[0].startswith("its plans describe another network, which is not used: it ")
     assert source.notes[1].startswith("architecture derived")
     assert source.channels == ["T1"]
+
+
+def test_trainers_of_others_are_noted_and_those_of_nnunet_are_not():
+    trainers = {name for file in Path(inspect.getfile(nnUNetTrainer)).parent.rglob("*.py")
+                for name in re.findall(r"^class (\w*Trainer\w*)\(", file.read_text(), re.MULTILINE)}  # fmt: skip
+    own = {name for name in trainers if "Primus" not in name}
+    assert len(own) > 50
+    for name in (*sorted(own), "nnUNetTrainerGenesisPretrain", "nnUNetTrainerGenesisFinetune"):
+        assert unknown_trainer(name) == (), name
+    content = stock(small_plans()) | {"trainer_name": "nnUNetTrainerReLU"}
+    assert detect(content).notes == (
+        "its trainer (nnUNetTrainerReLU) is none of nnU-Net's own: activations and norms are assumed to be as in its "
+        "plans",
+    )
 
 
 @pytest.mark.parametrize("convs", [[2, 3, 2], [2, 1, 2]])
@@ -229,8 +255,7 @@ def test_the_architecture_is_read_off_the_tensors(data, name, dimensions, stages
     source = detect(canonical_only)
     assert source.architecture == block
     assert source.input_channels == 2
-    twin = build(source, 3)
-    assert twin.load_state_dict(source.weights, strict=True)
+    twin = loaded(source, 3)
     assert all(torch.equal(tensor, twin.state_dict()[key]) for key, tensor in network.state_dict().items())
 
 
@@ -240,7 +265,9 @@ def test_bare_state_dicts(tmp_path: Path, container):
     source = read_pretrained(written({container: weights, "epoch": 1} if container else weights, tmp_path / "bare.pt"))
     assert source.architecture["network_class_name"] == RESIDUAL
     assert source.channels is source.patch_size is source.normalisation is None
-    assert source.notes == ("architecture derived from the tensors' shapes; LeakyReLU is assumed",)
+    assert source.notes == (
+        "architecture derived from the tensors' shapes; instance normalisation and LeakyReLU of slope 0.01 are assumed",
+    )
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
@@ -250,17 +277,18 @@ def test_safetensors_by_content(tmp_path: Path, suffix):
     path = tmp_path / f"exported.{suffix}"
     save_file(tensors, path)
     source = read_pretrained(path)
-    assert build(source, 3).load_state_dict(source.weights, strict=True)
+    assert loaded(source, 3)
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match=r"exported\.\w+ cannot be read; it is cut off or no safetensors file"):
         read_pretrained(path)
 
 
 def test_encoders_alone_and_missing_tensors():
-    weights = stock(small_plans())["network_weights"]
+    network = build(small_plans()["configurations"]["3d_fullres"]["architecture"], 3)
+    weights = network.state_dict()
     source = detect({name: tensor for name, tensor in weights.items() if name.startswith("encoder.")})
     assert source.notes[1:] == ("strides are assumed to be 2: the file has no decoder to read them off", "encoder only")
-    assert set(source.weights) == {name for name in weights if ".encoder." in f".{name}"}
+    assert set(source.weights) == {name for name in name_groups(network) if name.startswith("encoder.")}
     less = {name: tensor for name, tensor in weights.items() if "encoder.stages.1.0.convs.1.norm.bias" not in name}
     less = {name: tensor for name, tensor in less.items() if "encoder.stages.1.0.convs.1.all_modules.1" not in name}
     with pytest.raises(
@@ -298,7 +326,7 @@ def test_nnssl_with_described_architecture(tmp_path: Path):
     content = nnssl_file("ResidualEncoderUNet", arguments, network.state_dict())
     source = read_pretrained(written(content, tmp_path / "checkpoint_final.pth"))
     assert source.architecture["arch_kwargs"] == block["arch_kwargs"]
-    assert build(source, 1).load_state_dict(source.weights, strict=True)
+    assert loaded(source, 1)
     assert source.format == "nnssl (BaseMAETrainer)"
     assert (source.patch_size, source.spacing) == ([160, 160, 160], [1, 1, 1])
     assert (source.normalisation, source.channels, source.notes) == (["ZScoreNormalization"], None, ())
@@ -317,7 +345,7 @@ def test_nnssl_encoders_elsewhere(prefix):
     assert source.notes[1].startswith("1 tensors belong neither to encoder nor decoder")
     held = network.state_dict()
     assert all(torch.equal(tensor, held[name]) for name, tensor in source.weights.items())
-    assert len(source.weights) == 4 * len(name_groups(network.encoder))
+    assert len(source.weights) == len(name_groups(network.encoder))
 
 
 @pytest.mark.parametrize("name", ["ResEncL", "NoSkipResEncL"])
@@ -325,14 +353,16 @@ def test_nnssl_presets_have_the_published_size(name):
     block = unet(RESIDUAL, [32, 64, 128, 256, 320, 320], [[3] * 3] * 6, [[1] * 3, *[[2] * 3] * 5], [1, 3, 4, 6, 6, 6],
                  [1] * 5)  # fmt: skip
     with torch.device("meta"):
-        weights = build(block, 2).state_dict()
+        network = build(block, 2)
+    # never written to, hence without memory
+    weights = {key: torch.empty(network.state_dict()[key].shape) for key in name_groups(network)}
     if name == "NoSkipResEncL":
         weights = {key: tensor for key, tensor in weights.items() if not key.startswith("decoder.stages")}
-        weights["decoder.seg_layer.weight"] = torch.ones(2, device="meta")
+        weights["decoder.seg_layer.weight"] = torch.ones(2)
     source = detect(nnssl_file(name, None, weights))
     assert source.architecture == block
     if name == "ResEncL":
-        assert (len(source.weights), source.parameters) == (956, 102_349_770)
+        assert (len(source.weights), source.parameters) == (264, 102_349_770)
     else:
         assert source.notes[0].startswith("its decoder is not a U-Net's and is left out: the file does not hold")
         assert source.notes[1:] == ("encoder only",)
@@ -340,9 +370,48 @@ def test_nnssl_presets_have_the_published_size(name):
 
 
 def test_nnssl_transformers_and_broken_plans_are_refused():
-    with pytest.raises(CheckpointError, match="nnssl checkpoint of PrimusM; only convolutional U-Nets"):
+    with pytest.raises(CheckpointError, match="nnssl checkpoint of PrimusM; of nnssl's, ResEncL, .* Read are"):
         detect(nnssl_file("PrimusM", None, {"eva.pos_embed": torch.ones(1, 8, 4)}))
     content = nnssl_file("ResEncL", None, {"encoder.x": torch.ones(1)})
     del content["nnssl_adaptation_plan"]["pretrain_plan"]
     with pytest.raises(CheckpointError, match="incomplete nnssl adaptation plan"):
         detect(content)
+
+
+DROPOUT = {"dropout_op": "torch.nn.modules.dropout.Dropout3d", "dropout_op_kwargs": {"p": 0.5}}
+OTHER_BLOCKS = [("tiny", {"nonlin_first": True}), *((template, changes) for template in ("tiny", "tiny_resenc") for changes in (
+    {}, {"norm_op": "torch.nn.modules.batchnorm.BatchNorm3d"}, DROPOUT))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("template", "changes"), OTHER_BLOCKS)
+def test_names_of_a_tensor_are_told_apart_as_the_network_does(template, changes):
+    """The rule that works on names alone agrees with the network, whose first name of a tensor is the one kept."""
+    block = small_plans(template)["configurations"]["3d_fullres"]["architecture"]
+    block["arch_kwargs"] |= changes
+    for first, names in name_groups(build(block, 3)).items():
+        assert {canonical_name(name) for name in names} == {first}
+
+
+def as_landed(path: Path, content: dict[str, Any], genesis: dict[str, Any]) -> Path:
+    """A file as written before weights were kept under one name: numpy's values made plain, "genesis" added."""
+    return written({**plain(content), "genesis": plain(genesis)}, path)
+
+
+@pytest.mark.parametrize("trainer", ["nnUNetTrainerGenesisPretrain", "nnUNetTrainerGenesisFinetune"])
+def test_checkpoints_of_earlier_versions_are_read(tmp_path: Path, trainer):
+    plans = small_plans() | {"genesis": {"pretraining": {"epochs": 2, "freeze_encoder": 3}}}
+    content = stock(plans) | {"trainer_name": trainer, "current_epoch": 2}
+    facts = {"task": "restoration of corrupted patches (Models Genesis)", "channel_names": ["T1"], "spacing": [1, 1, 1],
+             "settings": {}, "versions": {"nnunet-genesis": "0.1.0"}}  # fmt: skip
+    source = read_pretrained(as_landed(tmp_path / "checkpoint_final.pth", content, facts))
+    assert (source.format, source.notes) == (f"nnU-Net v2 ({trainer})", ())
+    assert (source.channels, source.patch_size) == (["T1"], [32, 48, 32])
+    assert all(torch.equal(tensor, content["network_weights"][name]) for name, tensor in source.weights.items())
+
+
+def test_transferred_weights_of_earlier_versions_are_read(tmp_path: Path):
+    weights = stock(small_plans())["network_weights"]
+    facts = {"source": "a.pth", "coverage": 1.0, "tensors": {"encoder.a": ["copied", ""]}, "versions": {}}
+    path = as_landed(tmp_path / "plans_3d_fullres.pth", {"network_weights": weights}, facts)
+    assert network_weights(read_checkpoint(path), path).keys() == weights.keys()
+    assert loaded(read_pretrained(path), 3)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_genesis.checkpoints.saving import plain, save_plain
+from nnunet_genesis.checkpoints.plain_types import plain
+from nnunet_genesis.checkpoints.saving import save_plain
 
 
 def test_a_failing_save_keeps_the_file_before(tmp_path: Path):
@@ -26,3 +27,4 @@ def test_plain_keeps_structure():
     nested = {"a": [np.float32(1), (np.int64(2), "b")], "t": None}
     assert plain(nested) == {"a": [1.0, (2, "b")], "t": None}
     assert type(plain(nested)["a"][1][0]) is int
+    assert plain(nested | {"t": torch.ones(1, dtype=torch.int64)}, as_json=True) == {"a": [1.0, [2, "b"]], "t": [1]}

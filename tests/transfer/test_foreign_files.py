@@ -211,7 +211,7 @@ def test_other_files_go_in_whole(hippocampus: Path, tmp_path: Path, genesis, cap
     assert genesis("transfer", tmp_path / "file", "-d", 4, "-c", "3d_fullres") == 0
     shown = capsys.readouterr().out
     assert "does not name its 1 input channel(s); assumed for T1: by position" in shown
-    assert ("LeakyReLU is assumed" in shown) == (write is not as_nnssl)
+    assert ("LeakyReLU of slope 0.01 are assumed" in shown) == (write is not as_nnssl)
     assert "run on the same noise, the features of all stages are equal" in shown
     fresh = target(hippocampus)
     load_pretrained_weights(fresh, str(hippocampus / TARGET / "nnUNetPlans_genesis_3d_fullres.pth"))
@@ -264,7 +264,7 @@ def test_a_file_that_would_run_code_is_refused_and_nothing_runs(
     (tmp_path / "a.model.pkl").write_bytes(pickle.dumps({"plans": content["trap"]}))
     for name, message in (
         ("trap.model", r"trap\.model is refused: reading it would run code"),
-        ("trap.pkl", r"trap\.pkl is not a checkpoint of PyTorch"),
+        ("trap.pkl", r"trap\.pkl is refused: reading it would run code"),
         ("a.model", r"a\.model\.pkl is refused: reading it would run code"),
     ):
         assert_refused(hippocampus, genesis, capsys, (tmp_path / name, "-d", 4, "-c", "3d_fullres"), message)

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-from nnunet_genesis.checkpoints.architectures import PLAIN, RESIDUAL, plain, unet
+from nnunet_genesis.checkpoints.architectures import PLAIN, RESIDUAL, unet
+from nnunet_genesis.checkpoints.foreign import READABLE
+from nnunet_genesis.checkpoints.plain_types import plain
 from nnunet_genesis.errors import CheckpointError
 
 MARK = "nnssl_adaptation_plan"
@@ -22,8 +24,8 @@ def plan_of(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any],
     """Read the adaptation plan.
 
     Returns:
-        Architecture block; `patch_size`, `spacing` and `normalisation` of a `Source`; where the encoder's stages are
-        in the state dict (`encoder.stages`).
+        Architecture block; `patch_size`, `spacing` and `normalisation` of a `PretrainedNetwork`; where the
+        encoder's stages are in the state dict (`encoder.stages`).
 
     Raises:
         CheckpointError: The plan is incomplete, or names an architecture that is no convolutional U-Net.
@@ -33,7 +35,7 @@ def plan_of(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any],
         name, arguments = (plan["architecture_plans"][key] for key in ("arch_class_name", "arch_kwargs"))
         facts, encoder = _facts(plan, content), str(plan["key_to_encoder"])
         imports = list(plan["architecture_plans"]["arch_kwargs_requiring_import"] or ())
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, StopIteration):
         raise CheckpointError("has an incomplete nnssl adaptation plan.") from None
     if name in PRESETS:
         # ResEnc-L: Isensee et al., nnU-Net Revisited, MICCAI 2024
@@ -42,13 +44,13 @@ def plan_of(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any],
     elif name in DYNAMIC and arguments:
         architecture = {
             "network_class_name": DYNAMIC[name],
-            "arch_kwargs": plain(arguments),
+            "arch_kwargs": plain(arguments, as_json=True),
             "_kw_requires_import": imports,
         }
     else:
         raise CheckpointError(
-            f"is an nnssl checkpoint of {str(name)[:60]}; only convolutional U-Nets are read: "
-            f"{', '.join([*PRESETS, *DYNAMIC])}."
+            f"is an nnssl checkpoint of {str(name)[:60]}; of nnssl's, {', '.join([*PRESETS, *DYNAMIC])} are read. "
+            f"{READABLE}"
         )
     return architecture, facts, encoder
 
@@ -76,7 +78,7 @@ def _facts(plan: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any
     if "normalization_schemes" not in configurations:  # by name, unless only the one used was saved
         name = (content.get("init_args") or {}).get("configuration_name")
         configurations = configurations.get(name) or next(iter(configurations.values()))
-    patch, spacing = (plain(configurations.get(key)) for key in ("patch_size", "spacing"))
+    patch, spacing = (plain(configurations.get(key), as_json=True) for key in ("patch_size", "spacing"))
     return {
         "patch_size": [int(size) for size in patch] if patch else None,
         "spacing": [float(size) for size in spacing] if spacing else None,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from nnunet_genesis.checkpoints.trainers import NNUNET_V1
 from nnunet_genesis.errors import CheckpointError
 from nnunet_genesis.nnunet_dataset import PREVIOUS_STAGE
 
@@ -15,6 +17,7 @@ MARK = "conv_blocks_context."
 """Start of some names in every such state dict."""
 
 BLOCK = re.compile(r"conv_blocks_(context|localization)\.(\d+)\.(?:([01])\.)?blocks\.(\d+)\.(conv|instnorm)\.(\w+)")
+FIRST_HALF = re.compile(r"conv_blocks_\w+\.\d+\.0\.(?=blocks\.\d+\.conv\.weight$)")
 OTHER = re.compile(r"(tu|seg_outputs)\.(\d+)\.(weight|bias)")
 ROOM = {"context": "encoder.stages.{}.0", "localization": "decoder.stages.{}"}
 NORMALISATIONS = {
@@ -24,6 +27,69 @@ NORMALISATIONS = {
     "noNorm": "NoNormalization",
 }
 """v1's schemes by v2's names; CT2 differs in how it clips."""
+
+RELU = {"nonlin": "torch.nn.ReLU"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "nnUNetTrainerV2_ReLU": RELU,
+    "nnUNetTrainerV2_ReLU_biasInSegOutput": RELU,
+    "nnUNetTrainerV2_ReLU_convReLUIN": RELU | {"nonlin_first": True},
+    "nnUNetTrainerV2_lReLU_convReLUIN": {"nonlin_first": True},
+    "nnUNetTrainerV2_LReLU_slope_2en1": {"nonlin_kwargs": {"negative_slope": 0.2, "inplace": True}},
+    "nnUNetTrainerV2_Mish": {"nonlin": "torch.nn.Mish"},
+    "nnUNetTrainerV2_GeLU": {"nonlin": "torch.nn.GELU", "nonlin_kwargs": {}},
+}
+"""Trainers of nnU-Net 1.7.1 whose networks have other operations → arguments of nnU-Net v2's network."""
+
+INEXPRESSIBLE = {
+    "nnUNetTrainerV2_GN": "group normalisation",
+    "nnUNetTrainerV2_FRN": "filter response normalisation",
+}
+"""Those with operations that nnU-Net v2's network does not have."""
+
+FRN = ".instnorm.tau"
+"""End of a name that shows filter response normalisation."""
+
+
+def is_generic_unet(weights: Mapping[str, torch.Tensor]) -> bool:
+    """Whether these are tensors of Generic_UNet; STU-Net's begin alike, but lie in blocks of another kind."""
+    return any(name.startswith(MARK) and (".blocks." in name) for name in weights)
+
+
+def kind(sidecar: Mapping[str, Any] | None) -> str:
+    """The kind of file in words, with its trainer where the plans tell it."""
+    trainer = _trainer(sidecar)
+    return f"nnU-Net v1 ({trainer})" if trainer else "nnU-Net v1 (Generic_UNet)"
+
+
+def operations(sidecar: Mapping[str, Any] | None, assumed: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Operations between convolutions, which tensors do not show, by the name of the trainer.
+
+    Args:
+        sidecar: Content of the file of plans beside the checkpoint, None if there is none.
+        assumed: What is assumed where the trainer is not known, in words.
+
+    Returns:
+        Arguments of nnU-Net v2's network that differ from the default, and notes on what is assumed.
+
+    Raises:
+        CheckpointError: nnU-Net v2 has no such operations.
+    """
+    trainer = _trainer(sidecar)
+    if trainer in INEXPRESSIBLE:
+        raise CheckpointError(
+            f"was trained by {trainer}, with {INEXPRESSIBLE[trainer]}, which nnU-Net v2's networks do not have."
+        )
+    if trainer in VARIANTS:
+        return VARIANTS[trainer], ()
+    if trainer in NNUNET_V1:
+        return {}, ()
+    if sidecar is None:
+        return {}, (f"{assumed}: no file of plans (.model.pkl) beside it names its trainer",)
+    return {}, (f"{assumed}: its trainer {trainer or '(without a name)'} is none of nnU-Net v1's own",)
+
+
+def _trainer(sidecar: Mapping[str, Any] | None) -> str:
+    return str((sidecar or {}).get("name") or "")[:100]
 
 
 def to_v2(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -42,14 +108,17 @@ def to_v2(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         CheckpointError: There are other tensors, or none for upsampling.
     """
     found: dict[str, torch.Tensor] = {}
+    before = Counter(half[0] for half in map(FIRST_HALF.match, weights) if half)
     for name, tensor in weights.items():
+        if name.endswith(FRN):
+            raise CheckpointError("was trained with filter response normalisation, which nnU-Net v2 does not have.")
         if block := BLOCK.fullmatch(name):
-            found[_block_name(block, weights)] = tensor
+            found[_block_name(block, before)] = tensor
         elif other := OTHER.fullmatch(name):
             kind, level, parameter = other.groups()
             found[f"decoder.{'transpconvs' if kind == 'tu' else 'seg_layers'}.{level}.{parameter}"] = tensor
         else:
-            raise CheckpointError(f"holds {name}, which nnU-Net v1's Generic_UNet does not have.")
+            raise CheckpointError(f"holds {name[:100]}, which nnU-Net v1's Generic_UNet does not have.")
     if "decoder.transpconvs.0.weight" not in found:
         raise CheckpointError("is a Generic_UNet of nnU-Net v1 that upsamples without weights, which v2 cannot do.")
     for name, tensor in list(found.items()):
@@ -68,7 +137,8 @@ def facts_of_plans(sidecar: Mapping[str, Any], inputs: int) -> dict[str, Any]:
         inputs: Input channels of the network; those of a cascade's second stage end with the labels of the first.
 
     Returns:
-        `channels` (None where their number is another), `patch_size`, `spacing` and `normalisation` of a `Source`.
+        `channels` (None where their number is another), `patch_size`, `spacing` and `normalisation` of a
+            `PretrainedNetwork`.
 
     Raises:
         CheckpointError: It is not such a file.
@@ -90,14 +160,11 @@ def facts_of_plans(sidecar: Mapping[str, Any], inputs: int) -> dict[str, Any]:
                 for number in order
             ],
         }
-    except (KeyError, IndexError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
         raise CheckpointError("has a file of plans (.pkl) beside it that is not nnU-Net v1's.") from None
 
 
-def _block_name(block: re.Match[str], weights: Mapping[str, torch.Tensor]) -> str:
+def _block_name(block: re.Match[str], before: Mapping[str, int]) -> str:
     side, level, half, number, layer, parameter = block.groups()
-    conv = int(number)
-    if half == "1":
-        before = re.compile(rf"conv_blocks_{side}\.{level}\.0\.blocks\.\d+\.conv\.weight")
-        conv += sum(before.fullmatch(name) is not None for name in weights)
+    conv = int(number) + (before[f"conv_blocks_{side}.{level}.0."] if half == "1" else 0)
     return f"{ROOM[side].format(level)}.convs.{conv}.{'conv' if layer == 'conv' else 'norm'}.{parameter}"
