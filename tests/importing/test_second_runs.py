@@ -138,3 +138,18 @@ def test_a_run_interrupted_between_cases_saves_its_report(source, raw, monkeypat
     with pytest.raises(KeyboardInterrupt):
         run(raw, source)
     assert seen == ["c.nii.gz"]
+
+
+@pytest.mark.parametrize("case", ["../../victim", "/victim", "a/b", "a\0b", 5, "."])
+def test_a_report_from_elsewhere_names_no_files_outside(tmp_path: Path, case):
+    """Files of recorded cases are removed and replaced: a record must not point out of imagesTr."""
+    folder = tmp_path / "raw/Dataset009_Scans"
+    (folder / "imagesTr").mkdir(parents=True)
+    victim = tmp_path / "raw/victim_0000.nii.gz"
+    victim.write_bytes(b"precious")
+    report = {"sources": {"/old/scan.nii.gz": {"case": case, "state": "", "reason": ""}}}
+    (folder / "import_report.json").write_text(json.dumps(report))
+    write_scan(tmp_path / "scan.nii.gz")
+    with pytest.raises(DatasetError, match="was changed and cannot be used"):
+        import_scans([tmp_path / "scan.nii.gz"], tmp_path / "raw", 9, "Scans", ["T1"], progress=False)
+    assert victim.read_bytes() == b"precious"
