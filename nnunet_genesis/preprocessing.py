@@ -137,7 +137,7 @@ def preprocess_case(job: Job) -> None:
         if image.endswith((".nii", ".nii.gz")):
             check_nifti(Path(image))  # SimpleITK reads files that are cut short, and NaN as 0
     plans_manager, configuration_manager = _managers(job.plans_file, job.configuration)
-    _refuse_growth(job.images[0], configuration_manager.spacing)
+    _refuse_growth(job.images[0], plans_manager.transpose_forward, configuration_manager.spacing)
     preprocessor = configuration_manager.preprocessor_class(verbose=False)
     unfinished = Path(job.workshop) / job.case
     preprocessor.run_case_save(
@@ -159,7 +159,7 @@ def _managers(plans_file: str, configuration: str) -> tuple[Any, Any]:
     return plans_manager, plans_manager.get_configuration(configuration)
 
 
-def _refuse_growth(image: str, spacing: list[float]) -> None:
+def _refuse_growth(image: str, order: list[int], spacing: list[float]) -> None:
     """Refuse an image whose header makes it grow without bounds when it is resampled.
 
     Raises:
@@ -172,12 +172,17 @@ def _refuse_growth(image: str, spacing: list[float]) -> None:
     except RuntimeError:
         return  # of a kind that nnU-Net reads otherwise, or damaged: its reader says so
     given = reader.GetSpacing()[::-1]
-    growth = math.prod(given) / math.prod([given[0]] * (len(given) - len(spacing)) + list(spacing))
+    if len(given) != len(order):
+        return
+    given = tuple(given[axis] for axis in order)
+    # 2d keeps the distance of slices, which are along the first axis
+    growth = math.prod(given[-len(spacing) :]) / math.prod(spacing)
     voxels = growth * math.prod(reader.GetSize())
     if growth > MOST_GROWTH or voxels > MOST_VOXELS:
+        shown = [", ".join(f"{step:g}" for step in steps) for steps in (given, spacing)]
         raise DatasetError(
-            f"would become {voxels:.3g} voxels: its spacing is {', '.join(f'{step:g}' for step in given)} mm, that of the "
-            f"plans {', '.join(f'{step:g}' for step in spacing)} mm. Correct its header, or plan again"
+            f"would become {voxels:.3g} voxels: its spacing is {shown[0]} mm, that of the plans {shown[1]} mm. Correct its "
+            "header, or plan again"
         )
 
 
