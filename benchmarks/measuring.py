@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn.functional import avg_pool3d
 
-from nnunet_genesis.checkpoints.reading import versions
+from nnunet_genesis.checkpoints.saving import versions
 
 LARGE = 2**28
 """Bytes of the array that is copied to measure bandwidth: more than any cache holds."""

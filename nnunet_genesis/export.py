@@ -212,13 +212,20 @@ def _compare(ours: Path, stock: Path, fold: str, checkpoint: str, patches: list[
     # nnU-Net rounds logits to half precision, so that they alone would not show every change of a weight
     same = same and all(torch.equal(weights[name], exported[name]) for name in weights)
     for patch in patches:
-        logits = [model.predict_logits_from_preprocessed_data(patch) for model in (before, after)]
+        logits = [_logits(model, patch, ours / fold) for model in (before, after)]
         same = same and torch.equal(logits[0], logits[1])
     if not same:
         raise CheckpointError(
             f"{ours / fold} is not exported: nnU-Net's own trainer predicts otherwise. Nothing was written; use the "
             "model with this package installed."
         )
+
+
+def _logits(predictor: Any, patch: torch.Tensor, fold: Path) -> torch.Tensor:
+    try:
+        return predictor.predict_logits_from_preprocessed_data(patch)  # type: ignore[no-any-return]
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
+        raise CheckpointError(f"nnU-Net cannot predict with {fold}: {reason(error)}.") from None
 
 
 def _predictor(folder: Path, fold: str, checkpoint: str, trainers: str) -> Any:
@@ -232,7 +239,7 @@ def _predictor(folder: Path, fold: str, checkpoint: str, trainers: str) -> Any:
             predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
             name = fold.removeprefix("fold_")
             predictor.initialize_from_trained_model_folder(str(folder), (name,), checkpoint)
-    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
         raise CheckpointError(f"nnU-Net cannot load {folder / fold / checkpoint}: {reason(error)}.") from None
     finally:
         os.environ.pop("nnUNet_extTrainer")

@@ -27,6 +27,8 @@ MOST_IN_STAGE = 100
 MOST_PARAMETERS = 2_000_000_000
 LARGEST = 100_000
 """Number among the arguments of a network."""
+COUNTS = ("features_per_stage", "kernel_sizes", "strides")
+"""Arguments of networks that hold numbers of channels and voxels, and nothing else."""
 
 NAME_OF_DATASET = re.compile(r"Dataset\d{3}_\S.*", re.ASCII)
 FILE_ENDING = re.compile(r"(\.[A-Za-z0-9]+)+")
@@ -119,6 +121,8 @@ def wrong_size(arguments: Mapping[str, Any]) -> str:
         entries = list(_flat(value))
         if len(entries) > 10 * MOST_STAGES or any(_exceeds(entry, most) for entry in entries):
             return f'has "{reason(key, 60)}": {reason(value, 60)}, where numbers are at most {most:,}'
+        if (key in COUNTS or str(key).startswith("n_")) and not all(_is_whole(entry, most) for entry in entries):
+            return f'has "{reason(key, 60)}": {reason(value, 60)}, where whole numbers from 1 to {most:,} are needed'
     return ""
 
 
@@ -132,12 +136,18 @@ def check_description(content: Any, where: str) -> None:
     Raises:
         DatasetError: Names the key and what is wrong with it.
     """
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
     for key in ("channel_names", "labels", "file_ending"):
         if key not in content and not (key == "channel_names" and FORMER_CHANNELS in content):
             raise DatasetError(f'{where} has no "{key}".')
     key = "channel_names" if "channel_names" in content else FORMER_CHANNELS
     _check(content, [(key, _are_channels, CHANNELS)], where)
     _check(content, [rule for rule in OF_DESCRIPTION if rule[0] in content], where)
+    try:
+        LabelManager(content["labels"], content.get("regions_class_order"))
+    except Exception as error:  # whatever nnU-Net raises at labels that it does not take
+        _refuse(f'has "labels" that nnU-Net does not take ({reason(error, 100)})', where)
 
 
 def _whole(plans: Mapping[str, Any], configuration: str, where: str) -> dict[str, Any]:

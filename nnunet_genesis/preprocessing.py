@@ -181,8 +181,8 @@ def _refuse_growth(image: str, order: list[int], spacing: list[float]) -> None:
     if growth > MOST_GROWTH or voxels > MOST_VOXELS:
         shown = [", ".join(f"{step:g}" for step in steps) for steps in (given, spacing)]
         raise DatasetError(
-            f"would become {voxels:.3g} voxels: its spacing is {shown[0]} mm, that of the plans {shown[1]} mm. Correct its "
-            "header, or plan again"
+            f"would become {voxels:.3g} voxels: its spacing is {shown[0]} mm, that of the plans {shown[1]} mm. Correct "
+            "its header, or plan again"
         )
 
 
