@@ -39,6 +39,7 @@ OUTCOMES = {0: "done", 1: "refused", 2: "left out", None: "broken"}
 def work(numbers: list[int], world: Path, workshop: Path, seed: int, answers: Any) -> None:
     """Run cases one after another in this process, and send what became of each."""
     resource.setrlimit(resource.RLIMIT_AS, (CEILING, CEILING))
+    multiprocessing.set_start_method("fork", force=True)  # nnU-Net lists files with a pool of twelve processes
     peak_memory()
     for number in numbers:
         answers.send(run_case(world, workshop / str(number), seed, number))
@@ -54,7 +55,7 @@ def run(cases: list[int], world: Path, workshop: Path, seed: int, workers: int) 
         while waiting:
             numbers = waiting.pop()
             ours, theirs = spawn.Pipe(duplex=False)
-            process = spawn.Process(target=work, args=(numbers, world, workshop, seed, theirs), daemon=True)
+            process = spawn.Process(target=work, args=(numbers, world, workshop, seed, theirs))
             process.start()
             theirs.close()
             running[ours] = process, numbers
@@ -72,7 +73,9 @@ def run(cases: list[int], world: Path, workshop: Path, seed: int, workers: int) 
             if answer:
                 outcomes.append(answer)
             if answer and answer.broken:
-                print(answer, flush=True)
+                print(
+                    f"{answer.number} {answer.kind}, {answer.mutation}, {answer.command}: {answer.broken}", flush=True
+                )
     return sorted(outcomes, key=lambda outcome: outcome.number)
 
 
@@ -116,9 +119,9 @@ def report(outcomes: list[Outcome], seed: int) -> str:
 {(__doc__ or "").split(chr(10), 2)[2].strip().split("    PYTHONPATH")[0].strip()}
 
 Mutations: flipped bits, cut ends, inserted, doubled and zeroed blocks; JSON with other types, numbers without bounds,
-deep nesting, names of code, paths that lead elsewhere, missing and doubled keys; checkpoints with tensors of other types
-and shapes, NaN, tensors without bounds in a few bytes, missing, renamed and further ones; pickles with opcodes that call
-code.
+deep nesting, names of code, paths that lead elsewhere, missing and doubled keys; checkpoints with tensors of other
+types and shapes, NaN, tensors without bounds in a few bytes, missing, renamed and further ones; pickles with opcodes
+that call code.
 
 ```bash
 PYTHONPATH=. python benchmarks/hostile_files.py --cases {len(outcomes)} --seed {seed}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import shutil
 import sys
 import time
@@ -24,6 +25,8 @@ LARGEST = 1.5 * 2**30
 """Bytes of memory, all of the process."""
 MOST_LINES = 5
 """Lines on standard error, progress bars aside."""
+PROGRESS = re.compile(r"\| \d+/\d+ \[")
+"""In every line of a progress bar."""
 
 TRANSFER = ("transfer", "files/v2.pth", "-d", "4", "-c", "3d_fullres")
 PREPROCESS = ("preprocess", "-d", "501", "-np", "1", "-c")
@@ -196,8 +199,7 @@ def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def _broken(code: int | None, said: str, seconds: float) -> Iterator[str]:
-    lines = [line for line in said.splitlines() if line.strip() and "it/s" not in line and "case/s" not in line]
-    lines = [line for line in lines if "?case" not in line and "s/case" not in line]
+    lines = [line for line in said.splitlines() if line.strip() and not PROGRESS.search(line)]
     if code not in (0, 1, 2):
         yield f"exit code {code}"
     if "Traceback" in said:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
 import pickle
 import shutil
@@ -42,7 +44,8 @@ SLICE = "scans.dcm/slice01.dcm"
 def make_world(base: Path) -> Path:
     """Write the world into the new folder `base`; a second of work, nothing is trained."""
     base.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
+    silence = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with pytest.MonkeyPatch.context() as patch, silence[0], silence[1]:
         use_folders(base, patch)
         write_dataset(base, 4, "Target", 1)
         write_dataset(base, 501, "Scans", 1, labeled=False)
