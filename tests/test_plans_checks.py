@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner
 
 from nnunet_genesis.errors import DatasetError
 from nnunet_genesis.files import read_json
 from nnunet_genesis.networks.build import build_unet, target_network
-from nnunet_genesis.nnunet_dataset import check_configuration
+from nnunet_genesis.nnunet_dataset import check_configuration, read_plans
 from nnunet_genesis.plans_checks import check_architecture, check_description
 from nnunet_genesis.resources import plans_folder
 
@@ -262,3 +263,33 @@ def test_a_template_that_would_run_code_is_refused_before_anything_is_written(
         assert "hostile_trap.Conv3d" in capsys.readouterr().err
     assert not list((nnunet / "nnUNet_preprocessed").iterdir())
     assert not trap.exists()
+
+
+def test_plans_of_nnunets_own_planner_are_let_through(nnunet: Path, make_dataset, monkeypatch):
+    """All four configurations, the cascade included, for anisotropic CT with regions and an ignore label."""
+    name = make_dataset(7, "Large", 1, ("CT", "T1")).name
+    description = json.loads((nnunet / "nnUNet_raw" / name / "dataset.json").read_text())
+    description |= {"labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}, "regions_class_order": [1, 2]}
+    (nnunet / "nnUNet_raw" / name / "dataset.json").write_text(json.dumps(description))
+    check_description(description, "The dataset description")
+    statistics = {"mean": 1.0, "std": 2.0, "median": 1.0, "min": 0.0, "max": 9.0, "percentile_00_5": 0.0}
+    fingerprint = {
+        "spacings": [[3.0, 0.8, 0.8]],
+        "shapes_after_crop": [[60, 200, 200]],
+        "median_relative_size_after_cropping": 1.0,
+        "foreground_intensity_properties_per_channel": {str(c): statistics | {"percentile_99_5": 8.0} for c in (0, 1)},
+    }
+    folder = nnunet / "nnUNet_preprocessed" / name
+    folder.mkdir()
+    (folder / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # the planner's number of threads
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
+        monkeypatch.setattr(default_experiment_planner, variable, str(nnunet / variable))
+    made = default_experiment_planner.ExperimentPlanner(
+        name, gpu_memory_target_in_gb=0.6
+    )  # small patches: the planner runs networks to measure them
+    made.plan_experiment()
+    plans = read_plans(name, made.plans_identifier)
+    assert set(plans["configurations"]) == {"2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"}
+    for configuration in plans["configurations"]:
+        check_configuration(plans, configuration)
