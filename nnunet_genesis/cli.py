@@ -31,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"nnunet_genesis {chosen.command}: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 1
+    except MemoryError:
+        print(
+            f"nnunet_genesis {chosen.command}: not enough memory. Is a size in the files named wrong?", file=sys.stderr
+        )
+        return 1
     except KeyboardInterrupt:
         print(f"nnunet_genesis {chosen.command}: interrupted; run the same command to go on.", file=sys.stderr)
         return 130

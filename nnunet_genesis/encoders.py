@@ -15,6 +15,7 @@ from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.errors import CheckpointError, TransferError
 from nnunet_genesis.networks.tied_names import name_groups
 from nnunet_genesis.networks.wording import times
+from nnunet_genesis.plans_checks import check_architecture
 from nnunet_genesis.transfer.channels import adapt_input_channels, channel_mixture
 
 HIDDEN = 1024
@@ -140,7 +141,8 @@ def load_encoder(checkpoint: str | Path, channels: Sequence[str] | None = None, 
 
 
 def _fresh(architecture: Mapping[str, Any], channels: int) -> nn.Module:
-    """The encoder of the network that nnU-Net builds and initialises; what is named in it was checked on reading."""
+    """The encoder of the network that nnU-Net builds and initialises."""
+    check_architecture(architecture, "The checkpoint", channels)
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
     network: Any = get_network_from_plans(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -17,6 +18,7 @@ from nnunet_genesis.checkpoints.reading import network_weights, read_checkpoint
 from nnunet_genesis.errors import CheckpointError, DatasetError, reason
 from nnunet_genesis.files import read_json, write_json
 from nnunet_genesis.nnunet_dataset import check_configuration
+from nnunet_genesis.plans_checks import check_description, is_plain_name
 from nnunet_genesis.resources import trainers_folder
 
 OURS = "nnUNetTrainerGenesisFinetune"
@@ -27,6 +29,7 @@ KEPT_OF_FOLD = ("progress.png", "network_architecture.pdf", "validation/summary.
 KEPT_OF_FOLDS = ("summary.json", "postprocessing.pkl", "postprocessing.json", "dataset.json")
 """Files that nnU-Net's prediction, zip export and post-processing read, besides plans and checkpoints."""
 
+FOLD = re.compile(r"fold_(all|[0-9]{1,4})")
 PATCHES = 2
 """Patches that are predicted with both models."""
 
@@ -62,14 +65,17 @@ def export(folder: Path, checkpoint: str = "checkpoint_final.pth") -> Exported:
     Raises:
         CheckpointError: It is another trainer's model, its network is a class of this package, a checkpoint cannot be
             read, or the predictions differ.
-        DatasetError: Files are missing, or the new folder exists.
+        DatasetError: Files are missing or not as nnU-Net needs them, or the new folder exists.
     """
+    if not is_plain_name(checkpoint):
+        raise DatasetError(f"-chk takes the name of a file in each fold, not {reason(checkpoint, 80)}.")
     folder = folder.resolve()
     target = _target(folder)
     plans = read_json(folder / "plans.json", "The plans file", "Name the folder that holds the folds.")
     configuration = folder.name.split("__")[-1]
+    described = _checked(folder, plans, configuration)
     _refuse_own_network(plans, configuration)
-    folds = sorted(found.name for found in folder.glob("fold_*") if found.is_dir())
+    folds = sorted(found.name for found in folder.glob("fold_*") if found.is_dir() and FOLD.fullmatch(found.name))
     finished = [fold for fold in folds if (folder / fold / checkpoint).is_file()]
     if not finished:
         raise DatasetError(f"No fold in {folder} has a {checkpoint}. Finish the training, or name another with -chk.")
@@ -82,7 +88,7 @@ def export(folder: Path, checkpoint: str = "checkpoint_final.pth") -> Exported:
         for fold in finished:
             _copy(folder / fold, draft / fold, KEPT_OF_FOLD)
             torch.save(_stock_checkpoint(folder / fold / checkpoint, configuration), draft / fold / checkpoint)
-        patches, compared = _patches(plans, configuration, read_json(draft / "dataset.json", "The file", ""))
+        patches, compared = _patches(plans, configuration, described)
         for fold in finished:  # nnU-Net's own reading would run code in a checkpoint: all were read above without
             _compare(folder, draft, fold, checkpoint, patches)
     return Exported(target, finished, [fold for fold in folds if fold not in finished], compared)
@@ -100,10 +106,21 @@ def _target(folder: Path) -> Path:
     return target
 
 
+def _checked(folder: Path, plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    """The model's dataset.json; it and the plans are as nnU-Net needs them, and name nothing that is not run."""
+    try:
+        check_configuration(plans, configuration)
+    except DatasetError as error:
+        raise DatasetError(f"{folder / 'plans.json'}: {error}") from None
+    path = folder / "dataset.json"
+    described = read_json(path, "The dataset description", "Name a complete results folder.")
+    check_description(described, f"The dataset description {path}")
+    return described
+
+
 def _refuse_own_network(plans: dict[str, Any], configuration: str) -> None:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    check_configuration(plans, configuration)
     name = str(PlansManager(plans).get_configuration(configuration).network_arch_class_name)
     if name.startswith("nnunet_genesis."):
         raise CheckpointError(
@@ -195,13 +212,20 @@ def _compare(ours: Path, stock: Path, fold: str, checkpoint: str, patches: list[
     # nnU-Net rounds logits to half precision, so that they alone would not show every change of a weight
     same = same and all(torch.equal(weights[name], exported[name]) for name in weights)
     for patch in patches:
-        logits = [model.predict_logits_from_preprocessed_data(patch) for model in (before, after)]
+        logits = [_logits(model, patch, ours / fold) for model in (before, after)]
         same = same and torch.equal(logits[0], logits[1])
     if not same:
         raise CheckpointError(
             f"{ours / fold} is not exported: nnU-Net's own trainer predicts otherwise. Nothing was written; use the "
             "model with this package installed."
         )
+
+
+def _logits(predictor: Any, patch: torch.Tensor, fold: Path) -> torch.Tensor:
+    try:
+        return predictor.predict_logits_from_preprocessed_data(patch)  # type: ignore[no-any-return]
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
+        raise CheckpointError(f"nnU-Net cannot predict with {fold}: {reason(error)}.") from None
 
 
 def _predictor(folder: Path, fold: str, checkpoint: str, trainers: str) -> Any:
@@ -215,7 +239,7 @@ def _predictor(folder: Path, fold: str, checkpoint: str, trainers: str) -> Any:
             predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
             name = fold.removeprefix("fold_")
             predictor.initialize_from_trained_model_folder(str(folder), (name,), checkpoint)
-    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
         raise CheckpointError(f"nnU-Net cannot load {folder / fold / checkpoint}: {reason(error)}.") from None
     finally:
         os.environ.pop("nnUNet_extTrainer")

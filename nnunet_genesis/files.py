@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnunet_genesis.errors import DatasetError
+from nnunet_genesis.errors import DatasetError, reason
+
+DEEPEST = 50
+"""Levels of blocks and lists in a JSON file."""
 
 
 @contextmanager
@@ -40,8 +43,8 @@ def write_json(content: Any, path: Path) -> None:
         temporary.write_text(json.dumps(content, indent=4) + "\n")
 
 
-def read_json(path: Path, what: str, advice: str) -> Any:
-    """Read the JSON file `path`.
+def read_json(path: Path, what: str, advice: str) -> dict[str, Any]:
+    """Read the JSON object in the file `path`.
 
     Args:
         path: The file.
@@ -49,14 +52,41 @@ def read_json(path: Path, what: str, advice: str) -> Any:
         advice: What the user should do when it is missing.
 
     Raises:
-        DatasetError: The file is missing or is no valid JSON.
+        DatasetError: The file is missing, is no valid JSON, names a key twice, or holds no object or a very deep one.
     """
     if not path.is_file():
         raise DatasetError(f"{what} {path} does not exist. {advice}")
     try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{what} {path} is not valid JSON ({error}). {advice}") from None
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_key_once)
+    except RecursionError:
+        raise DatasetError(f"{what} {path} nests blocks more than {DEEPEST} deep. {advice}") from None
+    except ValueError as error:  # also of text that is not UTF-8, and of numbers with thousands of digits
+        raise DatasetError(f"{what} {path} is not valid JSON ({reason(error)}). {advice}") from None
+    if not isinstance(content, dict):
+        raise DatasetError(f"{what} {path} holds no block in braces. {advice}")
+    if not _is_shallow(content):
+        raise DatasetError(f"{what} {path} nests blocks more than {DEEPEST} deep. {advice}")
+    return content
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    block = dict(pairs)
+    if len(block) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for position, key in enumerate(keys) if key in keys[:position])
+        raise ValueError(f'the key "{twice}" is there twice')
+    return block
+
+
+def _is_shallow(content: Any) -> bool:
+    """Whether Python's own recursion, e.g. a deep copy, can walk through the content."""
+    level = [content]
+    for _ in range(DEEPEST):
+        inner = (entry.values() if isinstance(entry, dict) else entry for entry in level)
+        level = [value for values in inner for value in values if isinstance(value, dict | list)]
+        if not level:
+            return True
+    return False
 
 
 def sha256(path: Path) -> str:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_genesis.errors import DatasetError
+from nnunet_genesis.errors import DatasetError, reason
 from nnunet_genesis.files import read_json
-
-FORMER_CHANNELS = "modality"
-"""nnU-Net v1's key for "channel_names", which nnU-Net v2 reads too."""
+from nnunet_genesis.plans_checks import FORMER_CHANNELS as FORMER_CHANNELS
+from nnunet_genesis.plans_checks import (
+    check_configuration_block,
+    check_description,
+    check_plans,
+    is_plain_name,
+)
 
 PREVIOUS_STAGE = "previous stage: "
 """Begins the name of an input channel that holds a label of a cascade's first stage, 0 or 1."""
@@ -39,16 +44,16 @@ def dataset_name(id_or_name: str) -> str:
     """`4`, `004` or `Dataset004_Hippocampus` → `Dataset004_Hippocampus`.
 
     Raises:
-        DatasetError: No folder, or several folders with different names, carry that id.
+        DatasetError: It is neither, or no folder, or several folders with different names, carry that id.
     """
     folders = [Path(os.environ[v]) for v in ("nnUNet_raw", "nnUNet_preprocessed") if os.environ.get(v)]
-    if id_or_name.startswith("Dataset"):
-        pattern = id_or_name
-    elif id_or_name.isdigit():
+    if id_or_name.startswith("Dataset") and is_plain_name(id_or_name):
+        pattern = glob.escape(id_or_name)
+    elif id_or_name.isdecimal() and len(id_or_name) < 10:
         pattern = f"Dataset{int(id_or_name):03d}_*"
     else:
         raise DatasetError(
-            f"-d takes a dataset id such as 4 or a name such as Dataset004_Hippocampus, not {id_or_name}."
+            f"-d takes a dataset id such as 4 or a name such as Dataset004_Hippocampus, not {reason(id_or_name, 80)}."
         )
     names = sorted({found.name for folder in folders for found in folder.glob(pattern) if found.is_dir()})
     if not names:
@@ -70,15 +75,13 @@ def read_dataset_json(name: str) -> dict[str, Any]:
     """The dataset.json of a dataset, from nnUNet_raw or else from nnUNet_preprocessed.
 
     Raises:
-        DatasetError: There is none, or it lacks what nnU-Net needs.
+        DatasetError: There is none, or it is not as nnU-Net needs it.
     """
     raw = nnunet_folder("nnUNet_raw") / name / "dataset.json"
     path = raw if raw.is_file() else preprocessed_folder(name) / "dataset.json"
     content = read_json(path, "The dataset description", "Import the images first: nnunet_genesis import --help")
-    for key in ("channel_names", "labels", "file_ending"):
-        if key not in content and not (key == "channel_names" and FORMER_CHANNELS in content):
-            raise DatasetError(f'The dataset description {path} has no "{key}".')
-    return content  # type: ignore[no-any-return]
+    check_description(content, f"The dataset description {path}")
+    return content
 
 
 def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
@@ -101,16 +104,18 @@ def read_plans(name: str, plans_name: str) -> dict[str, Any]:
     """The plans file `nnUNet_preprocessed/<name>/<plans_name>.json`.
 
     Raises:
-        DatasetError: It is missing; the message lists the plans that are there.
+        DatasetError: It is missing (the message lists the plans that are there) or not as nnU-Net needs it. Each
+            configuration is checked by `check_configuration`.
     """
+    if not is_plain_name(plans_name):
+        raise DatasetError(f'"{reason(plans_name, 80)}" is no name of plans. Name them without folder and ending.')
     folder = preprocessed_folder(name)
     path = folder / f"{plans_name}.json"
     others = [found.stem for found in folder.glob("*Plans*.json") if not found.stem.endswith("_preprocessing")]
     advice = f"Plans of this dataset: {', '.join(sorted(others)) or 'none'}. Plan it first, or name other plans."
     plans = read_json(path, "The plans file", advice)
-    if "configurations" not in plans:
-        raise DatasetError(f"{path} is not a plans file of nnU-Net v2: it has no configurations.")
-    return plans  # type: ignore[no-any-return]
+    check_plans(plans, f"The plans file {path}")
+    return plans
 
 
 def has_labels(name: str) -> bool:
@@ -140,15 +145,16 @@ def new_plans_file(dataset: str, plans_name: str, kind: str) -> Path:
     Raises:
         DatasetError: nnU-Net could not use the name, or the file exists and was not written by the same command.
     """
-    if not NAME_OF_PLANS.fullmatch(plans_name) or "__" in plans_name:
+    if not NAME_OF_PLANS.fullmatch(plans_name) or "__" in plans_name or not is_plain_name(plans_name):
         raise DatasetError(
-            f'"{plans_name}" cannot name plans: nnU-Net makes names of folders from it and splits them at "__". Take '
-            "letters, digits, hyphens, dots and single underscores, with a letter or digit at both ends."
+            f'"{reason(plans_name, 80)}" cannot name plans: nnU-Net makes names of folders from it and splits them at '
+            '"__". Take letters, digits, hyphens, dots and single underscores, with a letter or digit at both ends.'
         )
     path = preprocessed_folder(dataset) / f"{plans_name}.json"
     if path.is_file():
         plans = read_json(path, "The plans file", "Remove it, or name other plans.")
-        if kind not in (plans.get("genesis") or {}):
+        block = plans.get("genesis")
+        if not isinstance(block, Mapping) or kind not in block:
             raise DatasetError(f"The plans {plans_name} of {dataset} exist and would be overwritten. Name others.")
     return path
 
@@ -170,13 +176,18 @@ def refuse_cascade(plans: dict[str, Any], configuration: str) -> None:
 
 
 def check_configuration(plans: dict[str, Any], configuration: str) -> None:
-    """Refuse a configuration that the plans do not have.
+    """Refuse a configuration that the plans do not have, or that could not or must not be built or written.
+
+    Every command and both trainers come by here before anything is built or written.
 
     Raises:
-        DatasetError: Names the configurations there are.
+        DatasetError: Names the configurations there are, or what is wrong.
     """
+    where = f"The plans {reason(plans.get('plans_name'), 80)}"
+    check_plans(plans, where)
     if configuration not in plans["configurations"]:
         raise DatasetError(
-            f"The plans {plans.get('plans_name')} have no configuration {configuration}; "
+            f"{where} have no configuration {reason(configuration, 80)}; "
             f"they have {', '.join(plans['configurations'])}."
         )
+    check_configuration_block(plans, configuration, where)

@@ -13,12 +13,14 @@ from nnunet_genesis.errors import DatasetError
 from nnunet_genesis.files import read_json, write_json
 from nnunet_genesis.nnunet_dataset import (
     channel_names,
+    check_configuration,
     has_labels,
     new_plans_file,
     nnunet_folder,
     read_dataset_json,
     read_plans,
 )
+from nnunet_genesis.plans_checks import check_configuration_block, check_plans
 from nnunet_genesis.resources import plans_folder
 from nnunet_genesis.settings import PretrainingSettings
 
@@ -39,10 +41,13 @@ def plan_like(dataset: str, target: str, target_plans: str, plans_name: str, set
         The plans file written.
 
     Raises:
-        DatasetError: Something is missing, channel names or their number differ, or the plans cannot have that name.
+        DatasetError: Something is missing, channel names or their number differ, the plans are not as nnU-Net needs
+            them, or cannot have that name.
     """
     dataset_json = read_dataset_json(dataset)
     plans = read_plans(target, target_plans)
+    for configuration in plans["configurations"]:
+        check_configuration(plans, configuration)
     ours, theirs = channel_names(dataset_json), channel_names(read_dataset_json(target))
     if [name.casefold() for name in ours] != [name.casefold() for name in theirs]:
         raise DatasetError(
@@ -62,12 +67,15 @@ def plan_from_template(dataset: str, template: str, plans_name: str, settings: P
     """Give `dataset` the plans of a template: a name from the folder `plans`, or the path of a plans file.
 
     Raises:
-        DatasetError: There is no such template, it cannot normalise a channel of this dataset, or the plans cannot have
-            that name.
+        DatasetError: There is no such template, it is no file of plans as nnU-Net needs them, it cannot normalise a
+            channel of this dataset, or the plans cannot have that name.
     """
     names = sorted(found.stem for found in plans_folder().glob("*.json"))
     path = Path(template) if template.endswith(".json") else plans_folder() / f"{template}.json"
     plans = read_json(path, "The plans template", f"Templates: {', '.join(names)}; or the path of a plans file.")
+    check_plans(plans, f"The plans template {path}")
+    for configuration in plans["configurations"]:
+        check_configuration_block(plans, configuration, f"The plans template {path}")
     dataset_json = read_dataset_json(dataset)
     channels = channel_names(dataset_json)
     statistics = plans.get("foreground_intensity_properties_per_channel", {})
@@ -100,7 +108,9 @@ def _adapted(
     adapted = copy.deepcopy(plans)
     old_name = adapted.get("plans_name", "")
     adapted["dataset_name"], adapted["plans_name"] = dataset, plans_name
-    adapted["image_reader_writer"] = dataset_json.get("overwrite_image_reader_writer", adapted["image_reader_writer"])
+    if "overwrite_image_reader_writer" in dataset_json:
+        adapted["image_reader_writer"] = dataset_json["overwrite_image_reader_writer"]
+        check_plans(adapted, f'With "overwrite_image_reader_writer" of its dataset.json, {dataset}')
     adapted.pop("genesis", None)
     for configuration in adapted["configurations"].values():
         identifier = configuration.get("data_identifier")

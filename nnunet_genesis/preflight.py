@@ -24,7 +24,8 @@ def check_before_training(plans: dict[str, Any], configuration: str, cascade: bo
         cascade: Whether it may be a cascade's second stage.
 
     Raises:
-        DatasetError: A folder of nnU-Net is not set, the configuration is unknown or a cascade's second stage.
+        DatasetError: A folder of nnU-Net is not set, the configuration is unknown, a cascade's second stage, or not
+            one that could or should be built.
     """
     for variable in ("nnUNet_preprocessed", "nnUNet_results"):
         nnunet_folder(variable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 from tqdm import tqdm
 
 from nnunet_genesis.errors import DatasetError, reason
@@ -27,6 +29,10 @@ from nnunet_genesis.nnunet_dataset import (
 from nnunet_genesis.parallel import each_case
 from nnunet_genesis.planning import raw_cases
 
+MOST_GROWTH = 1000
+"""Voxels after resampling for each voxel of the image: ten along each axis."""
+MOST_VOXELS = 2**32
+"""Voxels of a resampled image: a cube with edges of 1600."""
 ENDINGS = ("_seg.b2nd", ".pkl", ".b2nd")
 """The files of a case, in the order in which they get their final names: nnU-Net lists cases by `.b2nd`."""
 
@@ -74,14 +80,14 @@ def preprocess(
         DatasetError: Something is missing, the dataset has labels, the configuration is a cascade's second stage,
             or the finished cases were preprocessed with other plans.
     """
-    plans = read_plans(dataset, plans_name)
+    plans, description = read_plans(dataset, plans_name), read_dataset_json(dataset)
     refuse_cascade(plans, configuration)
     base = preprocessed_folder(dataset)
     folder = base / _chosen(plans, configuration)["data_identifier"]
     if has_labels(dataset):
         command = preprocessing_command(plans, configuration, folder.name)
         raise DatasetError(f"{dataset} has labels: nnU-Net's own volumes serve pre-training too. Run: {command}")
-    cases = raw_cases(dataset, read_dataset_json(dataset))
+    cases = raw_cases(dataset, description)
     made_by = _made_by(plans, configuration)
     record = base / f"{folder.name}_preprocessing.json"
     _refuse_other_plans(made_by, record, folder)
@@ -131,6 +137,7 @@ def preprocess_case(job: Job) -> None:
         if image.endswith((".nii", ".nii.gz")):
             check_nifti(Path(image))  # SimpleITK reads files that are cut short, and NaN as 0
     plans_manager, configuration_manager = _managers(job.plans_file, job.configuration)
+    _refuse_growth(job.images[0], plans_manager.transpose_forward, configuration_manager.spacing)
     preprocessor = configuration_manager.preprocessor_class(verbose=False)
     unfinished = Path(job.workshop) / job.case
     preprocessor.run_case_save(
@@ -152,8 +159,38 @@ def _managers(plans_file: str, configuration: str) -> tuple[Any, Any]:
     return plans_manager, plans_manager.get_configuration(configuration)
 
 
+def _refuse_growth(image: str, order: list[int], spacing: list[float]) -> None:
+    """Refuse an image whose header makes it grow without bounds when it is resampled.
+
+    Raises:
+        DatasetError: Names the spacings.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(image)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return  # of a kind that nnU-Net reads otherwise, or damaged: its reader says so
+    given = reader.GetSpacing()[::-1]
+    if len(given) != len(order):
+        return
+    given = tuple(given[axis] for axis in order)
+    # 2d keeps the distance of slices, which are along the first axis
+    growth = math.prod(given[-len(spacing) :]) / math.prod(spacing)
+    voxels = growth * math.prod(reader.GetSize())
+    if growth > MOST_GROWTH or voxels > MOST_VOXELS:
+        shown = [", ".join(f"{step:g}" for step in steps) for steps in (given, spacing)]
+        raise DatasetError(
+            f"would become {voxels:.3g} voxels: its spacing is {shown[0]} mm, that of the plans {shown[1]} mm. Correct "
+            "its header, or plan again"
+        )
+
+
 def _declare_unlabeled(properties_file: Path) -> None:
-    """Add the empty class locations that nnU-Net's loader asks for."""
+    """Add the empty class locations that nnU-Net's loader asks for.
+
+    The pickle is the one that nnU-Net's preprocessor has just written here: nobody else's code is in it.
+    """
     properties = pickle.loads(properties_file.read_bytes())
     properties_file.write_bytes(pickle.dumps(properties | {"class_locations": {}}))
 
@@ -188,7 +225,10 @@ def _refuse_other_plans(made_by: dict[str, Any], record: Path, folder: Path) -> 
     """Never mix volumes of different plans in one folder."""
     if not record.is_file() or not any(folder.glob("*.b2nd")):
         return
-    before = read_json(record, "The record", f"Delete {folder} and run again.").get("made_by", {})
+    advice = f"Delete {folder} and run again."
+    before = read_json(record, "The record", advice).get("made_by", {})
+    if not isinstance(before, dict):
+        raise DatasetError(f'The record {record} was changed: "made_by" is no block in braces. {advice}')
     changed = [key for key in made_by if made_by[key] != before.get(key)]
     if changed:
         raise DatasetError(

@@ -240,7 +240,9 @@ def test_a_model_without_checkpoints_is_refused(model):
 def test_own_network_is_refused_with_the_reason(model):
     plans = json.loads((model / "plans.json").read_text())
     architecture = plans["configurations"]["3d_fullres"]["architecture"]
-    architecture["network_class_name"] = "nnunet_genesis.unet3d.UNet3D"
+    arguments = {"features_per_stage": [4, 8], "strides": [[1, 1, 1], [2, 2, 2]]}
+    architecture |= {"network_class_name": "nnunet_genesis.unet3d.UNet3D", "arch_kwargs": arguments}
+    architecture["_kw_requires_import"] = []
     (model / "plans.json").write_text(json.dumps(plans))
     refused(model, CheckpointError, "UNet3D is a class of nnunet-genesis.*without this package")
 

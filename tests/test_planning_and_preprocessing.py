@@ -251,3 +251,26 @@ def test_a_missing_raw_dataset_is_named(planned: Path, genesis):
     (planned / "nnUNet_raw" / "Dataset501_Scans" / "imagesTr").rename(planned / "elsewhere")
     with pytest.raises(DatasetError, match="imagesTr does not exist. Import the images first"):
         preprocess("Dataset501_Scans", "nnUNetGenesisPlans", "3d_fullres")
+
+
+def test_an_image_that_would_grow_without_bounds_is_left_out(planned: Path, genesis, capsys):
+    """A header in metres in place of millimetres must not fill the memory."""
+    image = planned / "nnUNet_raw/Dataset501_Scans/imagesTr/case1_0000.nii.gz"
+    scan = sitk.ReadImage(str(image))
+    scan.SetSpacing([20.0, 20.0, 20.0])
+    sitk.WriteImage(scan, str(image))
+    assert genesis("plan", "-d", 501, "--like", 4) == 0
+    assert genesis("preprocess", "-d", 501, "-c", "2d", "-np", 1) == 0  # 20 * 20 in the plane
+    capsys.readouterr()
+    assert genesis("preprocess", "-d", 501, "-c", "3d_fullres", "-np", 1) == 2
+    assert "case1: would become 8.45e+07 voxels: its spacing is 20, 20, 20 mm" in capsys.readouterr().err
+
+
+def test_a_record_changed_by_hand_is_named(planned: Path, genesis, capsys):
+    assert genesis("plan", "-d", 501, "--like", 4) == 0
+    assert genesis("preprocess", "-d", 501, "-c", "3d_fullres", "-np", 1) == 0
+    folder = planned / "nnUNet_preprocessed/Dataset501_Scans"
+    (folder / "nnUNetGenesisPlans_3d_fullres_preprocessing.json").write_text('{"made_by": [1]}')
+    capsys.readouterr()
+    assert genesis("preprocess", "-d", 501, "-c", "3d_fullres", "-np", 1) == 1
+    assert 'was changed: "made_by" is no block in braces. Delete' in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,8 @@ from nnunet_genesis.errors import DatasetError
 from nnunet_genesis.files import read_json, write_json
 
 REPORT = "import_report.json"
+CASE = re.compile(r"([A-Za-z0-9-][A-Za-z0-9._-]*)?")
+"""What case names look like; empty for scans that never got one."""
 REPORT_EVERY = 2.0
 """Seconds between two writings of the report during a run."""
 
@@ -29,6 +32,11 @@ class Record:
     case: str = ""
     state: str = ""
     reason: str = ""
+
+    def is_sound(self) -> bool:
+        """Whether the case is a name that we give: files are removed and written under it."""
+        texts = all(isinstance(text, str) for text in (self.case, self.state, self.reason))
+        return texts and bool(CASE.fullmatch(self.case))
 
 
 @dataclass
@@ -51,6 +59,8 @@ class Journal:
         content = read_json(path, "The import report", advice) if path.exists() else {"sources": {}}
         try:
             records = {source: Record(**kept) for source, kept in content["sources"].items()}
+            if not all(record.is_sound() for record in records.values()):
+                raise TypeError
         except (AttributeError, KeyError, TypeError):
             raise DatasetError(f"The import report {path} was changed and cannot be used. {advice}") from None
         return cls(folder, channels, records)

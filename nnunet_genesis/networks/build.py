@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
-from dynamic_network_architectures.building_blocks.residual import BasicBlockD, BottleneckD
 from torch import nn
 
-from nnunet_genesis.errors import TransferError, network_of, reason
-from nnunet_genesis.nnunet_dataset import input_channels
+from nnunet_genesis.errors import DatasetError, TransferError, network_of, reason
+from nnunet_genesis.named_classes import layer_class
+from nnunet_genesis.nnunet_dataset import check_configuration, input_channels
+from nnunet_genesis.plans_checks import check_architecture, wrong_size
 from nnunet_genesis.unet3d import UNet3D
 
 NETWORKS = {kind.__name__: kind for kind in (PlainConvUNet, ResidualEncoderUNet, UNet3D)}
-BLOCKS = {kind.__name__: kind for kind in (BasicBlockD, BottleneckD)}
-LAYER = re.compile(r"torch\.nn\.(modules\.[a-z]+\.)?[A-Z]\w*")
-"""Paths under which PyTorch's layers are found."""
 
 
 def skeleton(architecture: Mapping[str, Any], channels: int, classes: int = 1) -> nn.Module:
@@ -40,6 +37,8 @@ def skeleton(architecture: Mapping[str, Any], channels: int, classes: int = 1) -
         ) from None
     if name not in NETWORKS:
         raise TransferError(f"The checkpoint holds a {name}; weights are carried from {', '.join(NETWORKS)} only.")
+    if wrong := wrong_size(values):
+        raise TransferError(f"The {name} that the checkpoint describes {wrong}.")
     values |= {key: _class(values[key]) for key in imports if values.get(key) is not None}
     values.pop("deep_supervision", None)
     try:
@@ -51,14 +50,11 @@ def skeleton(architecture: Mapping[str, Any], channels: int, classes: int = 1) -
 
 
 def _class(name: Any) -> Any:
-    """`torch.nn.modules.conv.Conv3d` → that class; nothing outside `torch.nn` and nnU-Net's two residual blocks."""
-    last = str(name).rsplit(".", 1)[-1]
-    if last in BLOCKS and str(name) == f"{BLOCKS[last].__module__}.{last}":
-        return BLOCKS[last]
-    found = getattr(nn, last, None) if LAYER.fullmatch(str(name)) else None
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise TransferError(f"The checkpoint's architecture names {name}, which is no layer of torch.nn.")
-    return found
+    """`torch.nn.modules.conv.Conv3d` → that class."""
+    try:
+        return layer_class(name)
+    except DatasetError as error:
+        raise TransferError(f"The checkpoint's architecture {error}.") from None
 
 
 def build_unet(plans_manager: Any, *arguments: Any, **options: Any) -> nn.Module:
@@ -66,9 +62,11 @@ def build_unet(plans_manager: Any, *arguments: Any, **options: Any) -> nn.Module
 
     Raises:
         TransferError: nnU-Net cannot build it, or it lacks the parts that both trainers work on.
+        DatasetError: The plans name what is not run, or describe a network without bounds.
     """
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+    _refuse(arguments[0] if arguments else options["configuration_manager"], plans_manager)
     with network_of(f"the plans {plans_manager.plans_name}"):
         network: nn.Module = nnUNetTrainer.build_network_architecture(plans_manager, *arguments, **options)
     if not (hasattr(network, "encoder") and hasattr(getattr(network, "decoder", None), "seg_layers")):
@@ -79,6 +77,12 @@ def build_unet(plans_manager: Any, *arguments: Any, **options: Any) -> nn.Module
     return network
 
 
+def _refuse(configuration_manager: Any, plans_manager: Any) -> None:
+    """nnU-Net builds networks of plans that nobody has looked at yet, e.g. of a model that was downloaded."""
+    where = f"The plans {reason(plans_manager.plans_name, 80)}"
+    check_architecture(configuration_manager.configuration["architecture"], where)
+
+
 def target_network(
     plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
 ) -> tuple[nn.Module, list[str]]:
@@ -86,10 +90,12 @@ def target_network(
 
     Raises:
         TransferError: nnU-Net cannot build it.
+        DatasetError: The plans do not have the configuration, or it names what is not run.
     """
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    check_configuration(plans, configuration)
     with (
         torch.random.fork_rng(devices=[]),
         network_of(f"the plans {plans.get('plans_name')}, configuration {configuration}"),

@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_genesis import files
+from nnunet_genesis.errors import DatasetError
 from nnunet_genesis.importing import into_dataset
 from nnunet_genesis.importing.journal import REPORT
 from nnunet_genesis.importing.read import read_scan
@@ -138,3 +139,19 @@ def test_a_run_interrupted_between_cases_saves_its_report(source, raw, monkeypat
     with pytest.raises(KeyboardInterrupt):
         run(raw, source)
     assert seen == ["c.nii.gz"]
+
+
+@pytest.mark.parametrize("case", ["../../victim", "/victim", "a/b", "a\0b", 5, "."])
+def test_a_report_from_elsewhere_names_no_files_outside(source, raw, case):
+    """Files of recorded cases are removed and replaced: a record must not point out of imagesTr."""
+    make(source / "a.nii.gz")
+    folder = run(raw, source).folder
+    victim = folder / "victim_0000.nii.gz"
+    victim.write_bytes(b"precious")
+    report = saved_report(raw)
+    (record,) = report["sources"].values()
+    record |= {"case": case, "state": ""}
+    (folder / REPORT).write_text(json.dumps(report))
+    with pytest.raises(DatasetError, match="was changed and cannot be used"):
+        run(raw, source)
+    assert victim.read_bytes() == b"precious"
