@@ -132,7 +132,10 @@ def test_numbered_files_of_one_channel(source):
 def test_a_file_that_was_given_brings_its_case_only_where_there_are_channels(source):
     files = touch(source, "p_0000.nii", "p_0001.nii", "q_0000.nii", "r.nii", ".p_0002.nii")
     assert list(found(source, files[0])) == ["p_0000.nii"]
-    assert [file.name for (file,) in found(source, files[1], channels=2)["p_*"].channels] == ["p_0000.nii", "p_0001.nii"]
+    assert [file.name for (file,) in found(source, files[1], channels=2)["p_*"].channels] == [
+        "p_0000.nii",
+        "p_0001.nii",
+    ]
     assert list(found(source, files[1], files[3], channels=2)) == ["p_*", "r.nii"]
     assert list(found(source, files[3], channels=2)) == ["r.nii"]
 
