@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 TESTS = {
     "importing/find.py": ("importing",),
     "planning.py": ("test_planning.py", "test_planning_and_preprocessing.py"),
-    "transfer/into_plans.py": ("transfer/test_into_plans.py", "trainers/test_transferring.py"),
+    "transfer/into_plans.py": ("trainers/test_into_plans.py", "trainers/test_transferring.py"),
     "pretraining/figures.py": ("pretraining/test_figures.py", "pretraining/test_preview.py"),
     "pretraining/preview.py": ("pretraining/test_preview.py",),
     "pretraining/patches.py": ("pretraining/test_patches.py",),
@@ -173,10 +173,8 @@ def main() -> None:
         os.chdir(folder)
         os.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
         sys.dont_write_bytecode = True
-        sys.path[:] = [
-            str(folder),
-            *(entry for entry in sys.path if REPOSITORY not in (Path(entry), Path(entry).parent)),
-        ]
+        others = [entry for entry in sys.path if REPOSITORY not in (Path(entry), Path(entry).parent)]
+        sys.path[:] = [str(folder), str(folder / "benchmarks"), *others]
         run(folder, ["--collect-only", "-qq", *(f"tests/{name}" for name in ("trainers", "pretraining", "importing"))])
         for module in sorted(arguments.modules, key=lambda name: name in MAKES_READY, reverse=True):
             if module not in MAKES_READY:

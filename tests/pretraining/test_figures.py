@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def test_corruptions_stand_below_their_headings_and_beside_their_names(drawn, ch
     patches = [[rng.normal(row, 1, (2, 5, 8, 9)) for _ in range(4)] for row in range(3)]
     groups = {"": ["original"], "alone": ["one", "two"], "mixed": ["three"]}
     names = ["case0", "a case with a name longer than its row", "case2"]
-    figure, picture = drawn(corruption_sheet, patches, groups, names, "the title", channel=channel)
+    figure, _ = drawn(corruption_sheet, patches, groups, names, "the title", channel=channel)
     axes = np.array(figure.axes).reshape(3, 4)
     for patch, across in zip(patches, axes, strict=True):
         window = np.percentile(patch[0][channel, 2], (0.5, 99.5))
@@ -107,7 +108,7 @@ def test_corruptions_stand_below_their_headings_and_beside_their_names(drawn, ch
     boxes = [[ax.get_position() for ax in across] for across in axes]
     for across in boxes:
         assert len({box.y0 for box in across}) == 1
-        for left, right in zip(across, across[1:], strict=False):
+        for left, right in itertools.pairwise(across):
             assert left.x1 < right.x0
     assert boxes[0][0].y0 > boxes[1][0].y1 > boxes[1][0].y0 > boxes[2][0].y1 > boxes[2][0].y0 >= 0
     assert boxes[0][-1].x1 < 1
@@ -173,6 +174,6 @@ def test_progress_draws_each_quantity_under_its_name(drawn):
     assert figure.axes[3].get_xlabel() == "epoch"
     assert len({ax.get_xlim() for ax in figure.axes}) == 1
     legends = [[text.get_text() for text in ax.get_legend().get_texts()] for ax in figure.axes]
-    assert sum(legends, []) == [line.get_label() for ax in figure.axes for line in ax.lines]
+    assert list(itertools.chain(*legends)) == [line.get_label() for ax in figure.axes for line in ax.lines]
     one, other = (figure.axes[n].get_legend().get_window_extent() for n in (1, 4))
     assert not one.overlaps(other)
