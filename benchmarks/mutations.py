@@ -35,7 +35,7 @@ TESTS = {
     "pretraining/preview.py": ("pretraining/test_preview.py",),
     "pretraining/patches.py": ("pretraining/test_patches.py",),
     "preprocessing.py": ("test_preprocessing.py", "test_planning_and_preprocessing.py"),
-    "finetuning.py": ("trainers/test_finetuning.py",),
+    "finetuning.py": ("trainers/test_finetuning_rules.py", "trainers/test_finetuning.py"),
     "pretraining/trainer.py": ("trainers/test_pretraining_outputs.py", "trainers/test_pretraining.py"),
 }
 """Module → its tests; those that do not exist are passed over."""
