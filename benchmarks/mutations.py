@@ -125,24 +125,34 @@ def who_reaches(folder: Path, path: Path, tests: list[str]) -> Callable[[int, in
     return lambda first, last: [name for name in order if any(first <= line <= last for line in lines[name])]
 
 
-def measure(module: str, count: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Try a sample of a module's faults."""
+def measure(module: str, count: int, seed: int, folder: Path, earlier: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Try a sample of a module's faults, or those that an earlier run with fewer tests did not notice."""
     path, began = folder / "nnunet_genesis" / module, time.time()
     source = path.read_text()
     tests = [f"tests/{name}" for name in TESTS[module] if (folder / "tests" / name).exists()]
     everything = faults(source)
     sample = random.Random(f"{seed}/{module}").sample(everything, min(count, len(everything)))
+    tried = len(sample)
+    if earlier:
+        keys = [(one["lines"], one["before"], one["after"]) for one in earlier["survivors"]]
+        sample, tried = (
+            [one for one in sample if (list(one["lines"]), one["before"], one["after"]) in keys],
+            earlier["tried"],
+        )
     reaching, survivors = who_reaches(folder, path, tests), []
-    for fault in sample:
+    for number, fault in enumerate(sample, start=1):
         path.write_text(fault.pop("source"))
+        os.utime(path, (began + number, began + number))  # bytecode is renewed when the second changes
         chosen = reaching(*fault["lines"]) if fault["inside"] else tests
         if not chosen or in_a_process(lambda chosen=chosen: run(folder, chosen)) == 0:  # type: ignore[misc]
             survivors.append(fault)
             print(f"  survives, line {fault['lines'][0]}: {fault['before']}  ->  {fault['after']}", flush=True)
     path.write_text(source)
-    print(f"| {module} | {len(everything)} | {len(sample)} | {len(sample) - len(survivors)} | "
-          f"{1 - len(survivors) / len(sample):.0%} | {time.time() - began:.0f} s |", flush=True)  # fmt: skip
-    return {"module": module, "faults": len(everything), "tried": len(sample), "survivors": survivors}
+    os.utime(path, (began, began))
+    killed = tried - len(survivors)
+    print(f"| {module} | {len(everything)} | {tried} | {killed} | {killed / tried:.0%} | {time.time() - began:.0f} s |",
+          flush=True)  # fmt: skip
+    return {"module": module, "faults": len(everything), "tried": tried, "survivors": survivors}
 
 
 def make_ready(folder: Path) -> None:
@@ -165,21 +175,22 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20, help="faults per module (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (%(default)s)")
     parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument("--after", type=Path, help="results of the same code with fewer tests: try its survivors only")
     arguments = parser.parse_args()
     results = []
+    earlier = {one["module"]: one for one in json.loads(arguments.after.read_text())} if arguments.after else {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "repository"
         shutil.copytree(REPOSITORY, folder, ignore=shutil.ignore_patterns(".git", "__pycache__", ".venv"))
         os.chdir(folder)
-        os.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-        sys.dont_write_bytecode = True
+        os.environ["PYTHONPATH"] = str(folder)
         others = [entry for entry in sys.path if REPOSITORY not in (Path(entry), Path(entry).parent)]
         sys.path[:] = [str(folder), str(folder / "benchmarks"), *others]
         run(folder, ["--collect-only", "-qq", *(f"tests/{name}" for name in ("trainers", "pretraining", "importing"))])
         for module in sorted(arguments.modules, key=lambda name: name in MAKES_READY, reverse=True):
             if module not in MAKES_READY:
                 make_ready(folder)
-            results.append(measure(module, arguments.count, arguments.seed, folder))
+            results.append(measure(module, arguments.count, arguments.seed, folder, earlier.get(module)))
             if arguments.json:
                 arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 
