@@ -93,15 +93,16 @@ def test_what_changes_in_the_targets_plans_and_what_does_not(nnunet, raw):
     raw(501, "T1", overwrite_image_reader_writer="NibabelIO")
     raw(4, "T1", labeled=True)
     genesis = {"fine_tuning": {"2d": FineTuningSettings().block()}}
-    target = write_plans(nnunet, 4, genesis=genesis, transpose_forward=[2, 0, 1], image_reader_writer="Theirs")
+    target = write_plans(nnunet, 4, genesis=genesis, transpose_forward=[2, 0, 1], image_reader_writer="Tiff3DIO")
     target["configurations"]["2d"]["data_identifier"] = "Other_data"
-    target["configurations"]["3d_fullres"].pop("data_identifier")
+    target["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "batch_size": 7}
     (nnunet / "nnUNet_preprocessed/Dataset004_D/nnUNetPlans.json").write_text(json.dumps(target))
     path = plan_like("Dataset501_D", "Dataset004_D", "nnUNetPlans", "Ours", SETTINGS)
     assert path == nnunet / "nnUNet_preprocessed" / "Dataset501_D" / "Ours.json"
     expected = copy.deepcopy(target) | {"dataset_name": "Dataset501_D", "plans_name": "Ours"}
     expected["image_reader_writer"] = "NibabelIO"
     expected["configurations"]["2d"]["data_identifier"] = "Ours_Other_data"
+    expected["configurations"]["3d_fullres"]["data_identifier"] = "Ours_3d_fullres"
     expected["genesis"] = {"pretraining": SETTINGS.block()}
     assert plans_of(nnunet, 501, "Ours") == expected
     assert plans_of(nnunet, 4, "nnUNetPlans") == target

@@ -57,8 +57,9 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 OF_CONFIGURATION = {
-    "preprocessor_name": "OtherPreprocessor", "spacing": [1.0, 1.0, 1.5], "normalization_schemes": ["NoNormalization"],
-    "use_mask_for_norm": [True], "resampling_fn_data": "no_resampling", "resampling_fn_data_kwargs": {"order": 1},
+    "spacing": [1.0, 1.0, 1.5], "normalization_schemes": ["NoNormalization"], "use_mask_for_norm": [True],
+    "resampling_fn_data": "resample_torch_fornnunet",
+    "resampling_fn_data_kwargs": {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None},
 }  # fmt: skip
 OF_PLANS = {
     "image_reader_writer": "NibabelIO", "transpose_forward": [1, 0, 2],
@@ -70,7 +71,7 @@ def test_each_key_that_shapes_a_volume_makes_it_another_one(done):
     """One at a time, also where a configuration inherits it; nothing is touched."""
     path, before = done / f"{PLANS}.json", record_of(done)
     original = json.loads(path.read_text())
-    assert set(before["made_by"]) == set(OF_CONFIGURATION) | set(OF_PLANS)
+    assert set(before["made_by"]) == set(OF_CONFIGURATION) | set(OF_PLANS) | {"preprocessor_name"}
     for key, value in (OF_CONFIGURATION | OF_PLANS).items():
         plans = copy.deepcopy(original)
         (plans if key in OF_PLANS else plans["configurations"]["3d_fullres"])[key] = value
@@ -80,6 +81,11 @@ def test_each_key_that_shapes_a_volume_makes_it_another_one(done):
     assert record_of(done) == before
     path.write_text(json.dumps(original | {"image_reader_writer": "NibabelIO", "transpose_forward": [1, 0, 2]}))
     with pytest.raises(DatasetError, match=r"\(image_reader_writer, transpose_forward changed\)"):
+        run()
+    path.write_text(json.dumps(original))
+    other = before | {"made_by": before["made_by"] | {"preprocessor_name": "OtherPreprocessor"}}
+    (done / f"{PLANS}_3d_fullres_preprocessing.json").write_text(json.dumps(other))
+    with pytest.raises(DatasetError, match=r"\(preprocessor_name changed\)"):
         run()
     shutil.rmtree(done / f"{PLANS}_3d_fullres")  # as the message says
     change(done, lambda plans: plans.update(original, transpose_forward=[1, 0, 2]))
@@ -91,7 +97,7 @@ def test_what_does_not_shape_volumes_does_not_matter(done):
     def edit(plans: dict[str, Any]) -> None:
         plans["configurations"]["parent"] = plans["configurations"]["3d_fullres"]
         plans["configurations"]["3d_fullres"] = {"inherits_from": "parent", "patch_size": [8, 8, 8], "batch_size": 1,
-                                                 "resampling_fn_seg": "other"}  # fmt: skip
+                                                 "resampling_fn_seg": "resample_torch_fornnunet"}  # fmt: skip
         plans["genesis"]["pretraining"]["epochs"] = 3
         plans["transpose_backward"] = [2, 1, 0]
 

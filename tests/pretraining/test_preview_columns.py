@@ -64,8 +64,7 @@ def original(folder: Path, k: int) -> tuple[torch.Tensor, str]:
     [
         ((), 0, "paper", 3),
         (("--channel", "T2", "-n", 2), 1, "paper", 2),
-        (("--recipe", "released", "--channel", "T1", "-n", 1), 0, "released", 1),
-        (("--recipe", "masking", "-n", 3), 0, "masking", 3),
+        (("--recipe", "masking", "--channel", "T1", "-n", 1), 0, "masking", 1),
     ],
 )
 def test_columns_are_the_original_each_corruption_alone_and_mixtures(folder, drawn, arguments, channel, recipe, rows):
