@@ -28,7 +28,7 @@ from faults import faults
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TESTS = {
-    "importing/find.py": ("importing",),
+    "importing/find.py": ("importing/test_find.py", "importing"),
     "planning.py": ("test_planning.py", "test_planning_and_preprocessing.py"),
     "transfer/into_plans.py": ("trainers/test_into_plans.py", "trainers/test_transferring.py"),
     "pretraining/figures.py": ("pretraining/test_figures.py", "pretraining/test_preview.py"),
@@ -126,7 +126,7 @@ def who_reaches(folder: Path, path: Path, tests: list[str]) -> Callable[[int, in
 
 
 def measure(module: str, count: int, seed: int, folder: Path, earlier: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Try a sample of a module's faults, or those that an earlier run with fewer tests did not notice."""
+    """Try a sample of a module's faults; with further tests, only those that an earlier run did not notice."""
     path, began = folder / "nnunet_genesis" / module, time.time()
     source = path.read_text()
     tests = [f"tests/{name}" for name in TESTS[module] if (folder / "tests" / name).exists()]
@@ -135,10 +135,8 @@ def measure(module: str, count: int, seed: int, folder: Path, earlier: dict[str,
     tried = len(sample)
     if earlier:
         keys = [(one["lines"], one["before"], one["after"]) for one in earlier["survivors"]]
-        sample, tried = (
-            [one for one in sample if (list(one["lines"]), one["before"], one["after"]) in keys],
-            earlier["tried"],
-        )
+        sample = [one for one in sample if (list(one["lines"]), one["before"], one["after"]) in keys]
+        tests, tried = [name for name in tests if name not in earlier["tests"]], earlier["tried"]
     reaching, survivors = who_reaches(folder, path, tests), []
     for number, fault in enumerate(sample, start=1):
         path.write_text(fault.pop("source"))
@@ -152,7 +150,7 @@ def measure(module: str, count: int, seed: int, folder: Path, earlier: dict[str,
     killed = tried - len(survivors)
     print(f"| {module} | {len(everything)} | {tried} | {killed} | {killed / tried:.0%} | {time.time() - began:.0f} s |",
           flush=True)  # fmt: skip
-    return {"module": module, "faults": len(everything), "tried": tried, "survivors": survivors}
+    return {"module": module, "faults": len(everything), "tried": tried, "tests": tests, "survivors": survivors}
 
 
 def make_ready(folder: Path) -> None:
@@ -175,7 +173,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20, help="faults per module (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (%(default)s)")
     parser.add_argument("--json", type=Path, help="file for the results")
-    parser.add_argument("--after", type=Path, help="results of the same code with fewer tests: try its survivors only")
+    parser.add_argument("--after", type=Path, help="results of the same code with fewer tests: try its survivors")
     arguments = parser.parse_args()
     results = []
     earlier = {one["module"]: one for one in json.loads(arguments.after.read_text())} if arguments.after else {}
