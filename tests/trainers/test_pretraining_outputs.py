@@ -51,8 +51,10 @@ def whole(ready_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with pytest.MonkeyPatch.context() as patch:
         base = use_folders(tmp_path_factory.mktemp("whole"), patch)
         shutil.copytree(ready_once, base, dirs_exist_ok=True)
-        change_settings(base, **SETTINGS)
-        edit_plans(pretraining_plans(base), configurations__3d_fullres__patch_size=[16, 32, 16])
+        plans = json.loads(pretraining_plans(base).read_text())
+        plans["genesis"]["pretraining"] = SETTINGS
+        plans["configurations"]["3d_fullres"]["patch_size"] = [16, 32, 16]
+        pretraining_plans(base).write_text(json.dumps(plans))
         figures: dict[str, Figure] = {}
         saved: list[tuple[int, str]] = []
         savefig, save = Figure.savefig, nnUNetTrainerGenesisPretrain.save_checkpoint
