@@ -156,12 +156,13 @@ def test_files_of_nnunet_that_exist_are_kept(nnunet, raw, labeled):
     assert now == (description if labeled else description | {"licence": "CC"})  # scans may have been added
 
 
-def test_the_fingerprint_is_made_of_headers_and_of_the_plans(nnunet, raw):
+def test_the_fingerprint_is_made_of_headers_and_of_the_plans(nnunet, raw, capsys):
     raw(501, "T1", "T2")
     statistics = {"0": NUMBERS, "1": NUMBERS | {"mean": 1.0}}
     plan_from_template("Dataset501_D", template(nnunet, foreground_intensity_properties_per_channel=statistics),
                        "Ours", SETTINGS)  # fmt: skip
     fingerprint = json.loads((nnunet / "nnUNet_preprocessed/Dataset501_D/dataset_fingerprint.json").read_text())
+    assert "Reading headers: 100%" in capsys.readouterr().err
     assert "without labels" in fingerprint.pop("made_by")
     assert fingerprint == {
         "spacings": [[2.0, 1.0, 0.5], [3.0, 1.0, 0.5]],

@@ -32,7 +32,7 @@ def log_of(trainer: Any) -> str:
 
 def test_rates_and_momentum_of_encoder_and_rest(transferred: Path):
     """Two groups that share no parameter and leave none out; momentum is lost once, on thawing."""
-    change_settings(transferred, epochs=6, warmup=1, learning_rate=0.04, encoder_lr_scale=0.25, freeze_epochs=2)
+    change_settings(transferred, epochs=6, warmup=1, learning_rate=0.04, encoder_lr_scale=0.25, freeze_epochs=1)
     trainer = start_finetuning()
     rest, encoder = trainer.optimizer.param_groups
     names = {id(parameter): name for name, parameter in trainer.network.named_parameters()}
@@ -42,11 +42,11 @@ def test_rates_and_momentum_of_encoder_and_rest(transferred: Path):
     assert {name.split(".")[0] for name in groups[1]} == {"encoder"}
     for group in (rest, encoder):
         assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.99, 3e-5, True)
-    for epoch, (share, encoder_share) in enumerate([(0.5, 0), (1, 0), (0.8**0.9, 0.25), (0.6**0.9, 0.25)]):
+    for epoch, (share, encoder_share) in enumerate([(0.5, 0), (1, 0.25), (0.8**0.9, 0.25), (0.6**0.9, 0.25)]):
         trainer.on_train_epoch_start()
         assert rest["lr"] == pytest.approx(0.04 * share)
         assert encoder["lr"] == pytest.approx(0.04 * share * encoder_share)
-        assert (encoder["params"][0] in trainer.optimizer.state) == (epoch not in (0, 2))
+        assert (encoder["params"][0] in trainer.optimizer.state) == (epoch > 1)
         assert (rest["params"][-1] in trainer.optimizer.state) == (epoch > 0)
         trainer.train_step(next(trainer.dataloader_train))
         trainer.current_epoch += 1
@@ -114,3 +114,17 @@ def test_what_is_missing_is_one_line(transferred: Path):
     change_settings(transferred, epochs=0)
     with pytest.raises(SystemExit, match=r'"epochs" must be at least 1'):
         trainer_of()
+
+
+def test_a_second_stage_waits_for_the_first(ready: Path, genesis):
+    plans = ready / "nnUNet_preprocessed/Dataset004_Target/nnUNetPlans.json"
+    content = json.loads(plans.read_text())
+    content["configurations"]["3d_lowres"] = content["configurations"]["3d_fullres"] | {"next_stage": "3d_cascade"}
+    content["configurations"]["3d_cascade"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    plans.write_text(json.dumps(content))
+    assert genesis("transfer", "--from-scratch", "-d", 4, "-c", "3d_cascade") == 0
+    trainer = get_trainer_from_args(
+        "4", "3d_cascade", 0, "nnUNetTrainerGenesisFinetune", "nnUNetPlans_scratch", device=CPU
+    )
+    with pytest.raises(SystemExit, match=r"no segmentations of the cascade's first stage.* 3d_lowres FOLD -tr"):
+        trainer.initialize()
