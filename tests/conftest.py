@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.utilities import utils as nnunet_lists
 
 from nnunet_genesis import cli
 from nnunet_genesis.resources import trainers_folder
 
 REPOSITORY = Path(__file__).parents[1]
 torch.set_num_threads(1)  # patches this small gain nothing from a second one
+nnunet_lists.create_lists_from_splitted_dataset_folder.__defaults__ = (None, 1)  # twelve processes sort file names
 
 
 @pytest.fixture

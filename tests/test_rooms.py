@@ -42,8 +42,11 @@ MAY_USE: dict[str, set[str]] = {
 
 def rooms_used_in(file: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nnunet_genesis"):
-            yield (node.module.split(".")[1:2] or ["__init__"])[0]
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        for module in modules:
+            if module.split(".")[0] == "nnunet_genesis":
+                yield (module.split(".")[1:2] or ["__init__"])[0]
 
 
 @pytest.mark.parametrize("room", sorted(MAY_USE))

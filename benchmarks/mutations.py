@@ -1,0 +1,197 @@
+"""Modules and their own tests → share of small faults, a seeded sample of them, that these tests notice.
+
+Each fault is written into a copy of the repository and tested in a process that has the heavy imports behind it, by
+those tests that reach its line, the quickest first. Runs that take their time to be killed (`kill_and_go_on`) are left
+out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults import faults
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TESTS = {
+    "importing/find.py": ("importing/test_find.py", "importing"),
+    "planning.py": ("test_planning.py", "test_planning_and_preprocessing.py"),
+    "transfer/into_plans.py": ("trainers/test_into_plans.py", "trainers/test_transferring.py"),
+    "pretraining/figures.py": ("pretraining/test_figures.py", "pretraining/test_preview.py"),
+    "pretraining/preview.py": ("pretraining/test_preview_columns.py", "pretraining/test_preview.py"),
+    "pretraining/patches.py": ("pretraining/test_crops.py", "pretraining/test_patches.py"),
+    "preprocessing.py": ("test_preprocessing.py", "test_planning_and_preprocessing.py"),
+    "finetuning.py": ("trainers/test_finetuning_rules.py", "trainers/test_finetuning.py"),
+    "pretraining/trainer.py": ("trainers/test_pretraining_outputs.py", "trainers/test_pretraining.py"),
+}
+"""Module → its tests; those that do not exist are passed over."""
+
+MAKES_READY = ("planning.py", "preprocessing.py")
+"""Modules whose faults change the datasets that trainings start from; for others these are made once."""
+
+LIMIT = 120
+"""Seconds of processor time after which a fault counts as noticed: its tests hang."""
+
+
+class Reached:
+    """A plugin of pytest that notes which lines of a file each test reaches, and how long it takes."""
+
+    def __init__(self, path: Path) -> None:
+        """Watch the module at `path`."""
+        self.path, self.here = str(path), set[int]()
+        self.lines: dict[str, set[int]] = {}
+        self.seconds: dict[str, float] = {}
+        self.shared: dict[str, set[int]] = defaultdict(set)
+
+    def trace(self, frame: Any, event: str, _: Any) -> Any:
+        """Note the lines of the file that is watched."""
+        if frame.f_code.co_filename != self.path:
+            return None
+        self.here.add(frame.f_lineno)
+        return self.trace
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[None]:
+        """What a shared fixture reaches counts for every test that uses it."""
+        before, self.here = self.here, set()
+        result = yield
+        if fixturedef.scope != "function":
+            self.shared[fixturedef.argname] |= self.here
+        self.here |= before
+        return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:
+        """Watch one test."""
+        began, self.here = time.time(), set()
+        sys.settrace(self.trace)
+        threading.settrace(self.trace)
+        result = yield
+        sys.settrace(None)
+        self.lines[item.nodeid] = self.here.union(*(self.shared[name] for name in item.fixturenames))
+        self.seconds[item.nodeid] = time.time() - began
+        return result
+
+
+def in_a_process(work: Callable[[], int]) -> int:
+    """Exit code of some work in a process of its own; that of a process that was killed is negative."""
+    child = os.fork()
+    if child == 0:
+        silent = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(silent, stream)
+        resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
+        signal.alarm(20 * LIMIT)
+        os._exit(work())
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def run(folder: Path, tests: list[str], *plugins: Any) -> int:
+    """Exit code of pytest in this process, which forgets what it has imported of the package."""
+    for name in [name for name in sys.modules if name.split(".")[0] in ("nnunet_genesis", "tests")]:
+        del sys.modules[name]
+    where = ("-p", "no:cacheprovider", f"--basetemp={folder.parent / 'tmp'}")
+    return int(pytest.main(["-x", "-q", "-k", "not kill_and_go_on", *where, *tests], plugins=list(plugins)))
+
+
+def who_reaches(folder: Path, path: Path, tests: list[str]) -> Callable[[int, int], list[str]]:
+    """A function that names the tests that reach one of some lines, the quickest first."""
+    note = folder.parent / "reached.json"
+
+    def watched() -> int:
+        plugin = Reached(path)
+        code = run(folder, tests, plugin)
+        note.write_text(json.dumps([{name: sorted(lines) for name, lines in plugin.lines.items()}, plugin.seconds]))
+        return code
+
+    if in_a_process(watched):
+        raise SystemExit(f"The tests of {path.name} fail as they are: {' '.join(tests)}")
+    lines, seconds = json.loads(note.read_text())
+    order = sorted(lines, key=seconds.__getitem__)
+    return lambda first, last: [name for name in order if any(first <= line <= last for line in lines[name])]
+
+
+def measure(module: str, count: int, seed: int, folder: Path, earlier: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Try a sample of a module's faults; with further tests, only those that an earlier run did not notice."""
+    path, began = folder / "nnunet_genesis" / module, time.time()
+    source = path.read_text()
+    tests = [f"tests/{name}" for name in TESTS[module] if (folder / "tests" / name).exists()]
+    everything = faults(source)
+    sample = random.Random(f"{seed}/{module}").sample(everything, min(count, len(everything)))
+    tried = len(sample)
+    if earlier:
+        keys = [(one["lines"], one["before"], one["after"]) for one in earlier["survivors"]]
+        sample = [one for one in sample if (list(one["lines"]), one["before"], one["after"]) in keys]
+        tests, tried = [name for name in tests if name not in earlier["tests"]], earlier["tried"]
+    reaching, survivors = who_reaches(folder, path, tests), []
+    for number, fault in enumerate(sample, start=1):
+        path.write_text(fault.pop("source"))
+        os.utime(path, (began + number, began + number))  # bytecode is renewed when the second changes
+        chosen = reaching(*fault["lines"]) if fault["inside"] else tests
+        if not chosen or in_a_process(lambda chosen=chosen: run(folder, chosen)) == 0:  # type: ignore[misc]
+            survivors.append(fault)
+            print(f"  survives, line {fault['lines'][0]}: {fault['before']}  ->  {fault['after']}", flush=True)
+    path.write_text(source)
+    os.utime(path, (began, began))
+    killed = tried - len(survivors)
+    print(f"| {module} | {len(everything)} | {tried} | {killed} | {killed / tried:.0%} | {time.time() - began:.0f} s |",
+          flush=True)  # fmt: skip
+    return {"module": module, "faults": len(everything), "tried": tried, "tests": tests, "survivors": survivors}
+
+
+def make_ready(folder: Path) -> None:
+    """Make the datasets of the fixture `ready_once` once, and let the copy's tests use them."""
+    kept, maker, shared = folder.parent / "ready", folder / "tests" / "test_ready.py", folder / "tests" / "conftest.py"
+    if kept.exists():
+        return
+    maker.write_text(f"import shutil\ndef test_ready(ready_once): shutil.copytree(ready_once, {str(kept)!r})\n")
+    if in_a_process(lambda: run(folder, [str(maker)])):
+        raise SystemExit("The fixture ready_once fails.")
+    maker.unlink()
+    made = f'\n@pytest.fixture(scope="session")\ndef ready_once():\n    return Path({str(kept)!r})\n'
+    shared.write_text(shared.read_text() + made)
+
+
+def main() -> None:
+    """Measure the modules named."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("modules", nargs="*", default=list(TESTS), help="of nnunet_genesis/ (all that are known)")
+    parser.add_argument("--count", type=int, default=20, help="faults per module (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (%(default)s)")
+    parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument("--after", type=Path, help="results of the same code with fewer tests: try its survivors")
+    arguments = parser.parse_args()
+    results = []
+    earlier = {one["module"]: one for one in json.loads(arguments.after.read_text())} if arguments.after else {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "repository"
+        shutil.copytree(REPOSITORY, folder, ignore=shutil.ignore_patterns(".git", "__pycache__", ".venv"))
+        os.chdir(folder)
+        os.environ["PYTHONPATH"] = str(folder)
+        others = [entry for entry in sys.path if REPOSITORY not in (Path(entry), Path(entry).parent)]
+        sys.path[:] = [str(folder), str(folder / "benchmarks"), *others]
+        run(folder, ["--collect-only", "-qq", *(f"tests/{name}" for name in ("trainers", "pretraining", "importing"))])
+        for module in sorted(arguments.modules, key=lambda name: name in MAKES_READY, reverse=True):
+            if module not in MAKES_READY:
+                make_ready(folder)
+            results.append(measure(module, arguments.count, arguments.seed, folder, earlier.get(module)))
+            if arguments.json:
+                arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Where patches are cut: a generator for each sample, crops that are more than air, volumes in turn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_genesis.corruption import RECIPES, make_pair
+from nnunet_genesis.pretraining.patches import ATTEMPTS, TRAINING, VALIDATION, random_crop, ranked, spread
+from tests.pretraining.test_patches import PLAIN, Volumes, batches, noise
+
+PAPER = RECIPES["paper"]
+
+
+def clean(volumes: Volumes, k: int, **changes) -> np.ndarray:
+    """Sample `k` before it is corrupted, as an array."""
+    return batches(volumes, recipe=PLAIN, batch_size=1, global_batch_size=1, **changes)[k]["data"][0].numpy()
+
+
+@pytest.mark.parametrize("stream", [TRAINING, VALIDATION])
+def test_each_sample_has_one_generator_for_its_crop_and_one_for_its_corruptions(stream):
+    """What is documented, so that a training of years ago can be repeated."""
+    volumes = Volumes(*(noise(2, 12, 10 + i, 11, seed=i) for i in range(7)))
+    batch = batches(volumes, seed=5, stream=stream, minimum_contrast=0.0, batch_size=3, global_batch_size=4, first=1)[6]
+    for place, k in enumerate((25, 26, 27)):
+        rng = np.random.default_rng([5, stream, k, 0])
+        order = ranked(volumes.identifiers, 6)  # not that of the hold-out, which is the seed's
+        case = volumes.identifiers[rng.integers(7)] if stream == TRAINING else order[k % 7]
+        crop = torch.from_numpy(random_crop(volumes.volumes[case], (8, 8, 8), rng))
+        corrupted, target = make_pair(crop, PAPER, np.random.default_rng([5, stream, k, 1]))
+        assert batch["keys"][place] == case
+        assert torch.equal(batch["target"][place], target)
+        assert torch.equal(batch["data"][place], corrupted)
+
+
+def test_volumes_take_turns_in_an_order_that_adding_some_keeps():
+    few, many = ([f"case{i}" for i in range(count)] for count in (8, 12))
+    for seed in range(3):
+        order = ranked(many, seed)
+        assert sorted(order) == sorted(many)
+        assert order != many
+        assert ranked(few, seed) == [case for case in order if case in few]
+        assert ranked(many[::-1], seed) == order
+    assert ranked(many, 0) != ranked(many, 1)
+
+
+def patchy(channels: int, seed: int) -> np.ndarray:
+    """A volume whose crops differ much in how much they vary, in each channel elsewhere."""
+    rng = np.random.default_rng(seed)
+    scale = np.exp(np.add.outer(rng.normal(0, 1.5, (channels, 14)), rng.normal(0, 1.5, 15))[..., None])
+    return (rng.normal(size=(channels, 14, 15, 16)) * scale).astype(np.float32)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_crop_is_the_first_that_varies_enough_or_else_the_one_that_varies_most(channels):
+    taken = []
+    for k in range(12):
+        volume = patchy(channels, k)
+        rng = np.random.default_rng([0, TRAINING, k, 0])
+        rng.integers(1)  # the case
+        crops = [random_crop(volume, (6, 6, 6), rng) for _ in range(ATTEMPTS)]
+        ratios = [crop.reshape(channels, -1).std(1) / spread(volume) for crop in crops]
+        contrasts = [float(ratio.max()) for ratio in ratios]  # one channel with something to see is enough
+        for wanted in (0.0, contrasts[k % ATTEMPTS], np.nextafter(max(contrasts), np.inf), 0.5):
+            first = next((n for n, contrast in enumerate(contrasts) if contrast >= wanted), int(np.argmax(contrasts)))
+            crop = clean(Volumes(volume), k, patch_size=(6, 6, 6), minimum_contrast=float(wanted))
+            assert np.array_equal(crop, crops[first])
+            taken.append(first)
+    assert len(set(taken)) > 5  # all sorts were asked for
+    assert ATTEMPTS == 10
+
+
+def test_a_channel_without_any_variation_is_never_what_makes_a_crop_good():
+    """The other channel decides, though 0 / 0 is no number."""
+    flat = np.concatenate([np.zeros((1, 14, 15, 16), np.float32), patchy(1, 3)])
+    for k in range(5):
+        both = clean(Volumes(flat), k, patch_size=(6, 6, 6), minimum_contrast=0.7)
+        alone = clean(Volumes(flat[1:]), k, patch_size=(6, 6, 6), minimum_contrast=0.7)
+        assert np.array_equal(both[1:], alone)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 7, 9), (1, 1, 4, 5)])
+def test_spread_is_the_variation_over_the_three_central_planes(shape):
+    volume = noise(*shape) * np.arange(1, shape[0] + 1).reshape(-1, 1, 1, 1)
+    z, y, x = (length // 2 for length in shape[1:])
+    for channel, found in zip(volume, spread(volume), strict=True):
+        planes = np.concatenate([channel[z].ravel(), channel[:, y].ravel(), channel[:, :, x].ravel()])
+        assert found == pytest.approx(planes.std(), rel=1e-5)
+    volume[:, z, 0, 0] = np.nan
+    assert np.isfinite(spread(volume)).all()
+
+
+def test_only_the_patch_is_read_of_a_compressed_volume():
+    class Compressed:
+        shape = (1, 40, 50, 60)
+
+        def __getitem__(self, window) -> np.ndarray:
+            sizes = [len(range(*part.indices(length))) for part, length in zip(window, self.shape, strict=True)]
+            assert np.prod(sizes) <= 50 * 60
+            return np.random.default_rng(0).normal(size=sizes)
+
+    crop = random_crop(Compressed(), (8, 9, 10), np.random.default_rng(0))
+    assert (crop.shape, crop.dtype) == ((1, 8, 9, 10), np.float32)
+    assert spread(Compressed()).shape == (1,)
+    batches(Volumes(Compressed()))[0]
