@@ -146,9 +146,10 @@ def new_plans_file(dataset: str, plans_name: str, kind: str) -> Path:
         DatasetError: nnU-Net could not use the name, or the file exists and was not written by the same command.
     """
     if not NAME_OF_PLANS.fullmatch(plans_name) or "__" in plans_name or not is_plain_name(plans_name):
+        shown = plans_name and reason(plans_name, 80)
         raise DatasetError(
-            f'"{reason(plans_name, 80)}" cannot name plans: nnU-Net makes names of folders from it and splits them at '
-            '"__". Take letters, digits, hyphens, dots and single underscores, with a letter or digit at both ends.'
+            f'"{shown}" cannot name plans: nnU-Net makes names of folders from it and splits them at "__". Take '
+            "letters, digits, hyphens, dots and single underscores, with a letter or digit at both ends."
         )
     path = preprocessed_folder(dataset) / f"{plans_name}.json"
     if path.is_file():

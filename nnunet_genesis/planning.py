@@ -107,10 +107,10 @@ def _adapted(
     """The plans under a new name for another dataset; `keep_data` reuses the preprocessed data of the old name."""
     adapted = copy.deepcopy(plans)
     old_name = adapted.get("plans_name", "")
-    adapted["dataset_name"], adapted["plans_name"] = dataset, plans_name
     if "overwrite_image_reader_writer" in dataset_json:
         adapted["image_reader_writer"] = dataset_json["overwrite_image_reader_writer"]
         check_plans(adapted, f'With "overwrite_image_reader_writer" of its dataset.json, {dataset}')
+    adapted["dataset_name"], adapted["plans_name"] = dataset, plans_name
     adapted.pop("genesis", None)
     for configuration in adapted["configurations"].values():
         identifier = configuration.get("data_identifier")

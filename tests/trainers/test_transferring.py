@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dynamic_network_architectures.architectures import unet
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import get_trainer_from_args
 
@@ -41,13 +42,13 @@ def test_transfer_mistakes(transferred: Path, genesis, capsys):
 
 BLOCK = "configurations__3d_fullres__architecture__"
 UNBUILDABLE = [
-    ({BLOCK + "network_class_name": "my_lib.nets.MyUNet"}, r"\(ImportError: Network class could not be found"),
+    ({BLOCK + "network_class_name": "my_lib.nets.MyUNet"}, "names the network my_lib.nets.MyUNet, which is not run"),
     (
         {BLOCK + "network_class_name": "dynamic_network_architectures.architectures.primus.PrimusM",
          BLOCK + "arch_kwargs": {}, BLOCK + "_kw_requires_import": []},
-        r"\(TypeError: PrimusM",
+        r"describes a network that cannot be built \(TypeError: PrimusM",
     ),
-    ({BLOCK + "arch_kwargs__strides": [[1, 1, 1]]}, r"\(AssertionError: strides must have as many entries"),
+    ({BLOCK + "arch_kwargs__strides": [[1, 1, 1]]}, r"describes a network that cannot be built \(AssertionError"),
 ]  # fmt: skip
 
 
@@ -57,27 +58,32 @@ def test_plans_of_networks_that_cannot_be_built_are_one_line(ready: Path, genesi
     pretraining = ready / "nnUNet_preprocessed/Dataset501_Scans/nnUNetGenesisPlans.json"
     folder = ready / "nnUNet_preprocessed/Dataset004_Target"
     (ready / "bare.pth").touch()
-    for path in (folder / "nnUNetPlans.json", pretraining):
+    assert genesis("transfer", "--from-scratch", "-d", 4, "-c", "3d_fullres") == 0
+    for path in (folder / "nnUNetPlans.json", folder / "nnUNetPlans_scratch.json", pretraining):
         edit_plans(path, **changes)
-    assert genesis("transfer", ready / "bare.pth", "-d", 4, "-c", "3d_fullres") == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert re.search(f"network of the plans nnUNetPlans, configuration 3d_fullres {reason}", error), error
+    for given in ("--from-scratch", ready / "bare.pth"):
+        capsys.readouterr()
+        assert genesis("transfer", given, "-d", 4, "-c", "3d_fullres") == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert re.search(f"The plans nnUNetPlans, configuration 3d_fullres, {reason}", error), error
     assert not (folder / "nnUNetPlans_genesis.json").exists()
-    assert genesis("transfer", "--from-scratch", "-d", 4, "-c", "3d_fullres") == 0  # trains what the plans say
     for dataset, fold, trainer, plans in ((501, "all", "Pretrain", "nnUNetGenesisPlans"),
                                           (4, 0, "Finetune", "nnUNetPlans_scratch")):  # fmt: skip
-        with pytest.raises(SystemExit, match=f"nnunet_genesis: .* the plans {plans} {reason}"):
+        with pytest.raises(SystemExit, match=f"nnunet_genesis: The plans {plans}, configuration 3d_fullres, {reason}"):
             stock("nnUNetv2_train", dataset, "3d_fullres", fold, "-tr", f"nnUNetTrainerGenesis{trainer}", "-p", plans,
                   "-device", "cpu")  # fmt: skip
 
 
-def test_other_networks_than_u_nets_are_refused(ready: Path, genesis, stock):
+def test_other_networks_than_u_nets_are_refused(ready: Path, genesis, stock, monkeypatch):
+    """A class of one's own that was put among nnU-Net's."""
+    other = type("Other", (torch.nn.Identity,), {"__module__": unet.__name__})
+    monkeypatch.setattr(unet, "Other", other, raising=False)
     for plans in (ready / "nnUNet_preprocessed/Dataset004_Target/nnUNetPlans.json", pretraining_plans(ready)):
-        edit_plans(plans, configurations__3d_fullres__architecture__network_class_name="torch.nn.Identity")
+        edit_plans(plans, configurations__3d_fullres__architecture__network_class_name=f"{unet.__name__}.Other")
     assert genesis("transfer", "--from-scratch", "-d", 4, "-c", "3d_fullres") == 0
     for command in (PRETRAIN, (*FINETUNE[:6], "nnUNetPlans_scratch", *FINETUNE[7:])):
-        with pytest.raises(SystemExit, match="nnunet_genesis: The Identity that the plans name has no encoder"):
+        with pytest.raises(SystemExit, match="nnunet_genesis: The Other that the plans name has no encoder"):
             stock("nnUNetv2_train", *command)
 
 
