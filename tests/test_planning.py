@@ -157,6 +157,7 @@ def test_files_of_nnunet_that_exist_are_kept(nnunet, raw, labeled):
 
 def test_the_fingerprint_is_made_of_headers_and_of_the_plans(nnunet, raw, capsys):
     raw(501, "T1", "T2")
+    (nnunet / "nnUNet_preprocessed").rmdir()  # of a first user
     statistics = {"0": NUMBERS, "1": NUMBERS | {"mean": 1.0}}
     plan_from_template("Dataset501_D", template(nnunet, foreground_intensity_properties_per_channel=statistics),
                        "Ours", SETTINGS)  # fmt: skip
