@@ -111,12 +111,11 @@ def test_what_changes_in_the_targets_plans_and_what_does_not(nnunet, raw):
 def test_without_a_reader_of_its_own_a_dataset_takes_that_of_the_plans(nnunet, raw):
     raw(501, "T1")
     raw(4, "T1")
-    write_plans(nnunet, 4, image_reader_writer="NaturalImage2DIO", plans_name="")
+    write_plans(nnunet, 4, image_reader_writer="NaturalImage2DIO")
     plan_like("Dataset501_D", "Dataset004_D", "nnUNetPlans", "Ours", SETTINGS)
     ours = plans_of(nnunet, 501, "Ours")
     assert ours["image_reader_writer"] == "NaturalImage2DIO"
-    # plans without a name of their own: nothing is known to be cut off
-    assert ours["configurations"]["2d"]["data_identifier"] == "Ours_nnUNetPlans_2d"
+    assert ours["configurations"]["2d"]["data_identifier"] == "Ours_2d"
 
 
 def test_only_plans_of_the_same_command_are_written_again(nnunet, raw):
@@ -158,6 +157,7 @@ def test_files_of_nnunet_that_exist_are_kept(nnunet, raw, labeled):
 
 def test_the_fingerprint_is_made_of_headers_and_of_the_plans(nnunet, raw, capsys):
     raw(501, "T1", "T2")
+    (nnunet / "nnUNet_preprocessed").rmdir()  # of a first user
     statistics = {"0": NUMBERS, "1": NUMBERS | {"mean": 1.0}}
     plan_from_template("Dataset501_D", template(nnunet, foreground_intensity_properties_per_channel=statistics),
                        "Ours", SETTINGS)  # fmt: skip

@@ -150,9 +150,9 @@ def test_pictures_show_the_held_out_patches_and_what_became_of_them(whole, monke
     trainer.network.load_state_dict(whole.checkpoint["network_weights"])
     trainer.network.eval()
     _, held_out = trainer.get_dataloaders()
-    batches = [next(held_out) for _ in range(2)]
+    batches = [next(held_out) for _ in range(3)]
     axes = np.array(whole.figures["restoration_final.png"].axes).reshape(4, 4)
-    assert [ax.get_ylabel() for ax in axes[:, 0]] == [key for batch in batches for key in batch["keys"]]
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == [key for batch in batches[:2] for key in batch["keys"]]
     for number, across in enumerate(axes):
         batch, n = batches[number // 2], number % 2
         with torch.no_grad():
@@ -163,6 +163,10 @@ def test_pictures_show_the_held_out_patches_and_what_became_of_them(whole, monke
         for ax, image in zip(across, (original, corrupted, restored, np.abs(restored - original)), strict=True):
             shown = np.ma.filled(ax.images[0].get_array().astype(float), np.nan)
             np.testing.assert_allclose(shown, np.where(outside, np.nan, image), rtol=1e-3, atol=1e-4)
+    with torch.no_grad():  # in full precision, without a GPU
+        squares = [(trainer.network(batch["data"]) - batch["target"]).square() for batch in batches]
+    errors = [patch.nanmean().item() for batch in squares for patch in batch]
+    assert np.mean(errors) == pytest.approx(whole.log["restoration_mse"][-1], rel=1e-5)
     shown = {line.get_label(): list(line.get_ydata()) for ax in whole.figures["progress.png"].axes for line in ax.lines}
     assert shown["restored"] == whole.log["restoration_mse"]
 
