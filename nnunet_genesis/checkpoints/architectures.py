@@ -95,7 +95,7 @@ def derive(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], tuple[s
     """
     name = RESIDUAL if STEM[RESIDUAL] in weights else PLAIN
     first = _counted(weights, CONVS[name].format("{}", 0))
-    if len(first) < 2 or STEM[name] not in weights or first[0].ndim not in (4, 5):
+    if len(first) < 2 or STEM[name] not in weights or {tensor.ndim for tensor in first} not in ({4}, {5}):
         raise CheckpointError(unknown_network(weights))
     stages = len(first)
     undone = [weights.get(f"decoder.transpconvs.{stages - 1 - stage}.weight") for stage in range(1, stages)]
@@ -103,7 +103,7 @@ def derive(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], tuple[s
     strides = [[1] * dimensions, *([2] * dimensions if up is None else list(up.shape[2:]) for up in undone)]
     notes = ("strides are assumed to be 2: the file has no decoder to read them off",) if None in undone else ()
     second = weights.get("encoder.stages.0.0.convs.1.conv.weight")
-    if second is not None and second.shape[0] == 2 * first[0].shape[0]:
+    if second is not None and second.shape[:1] == (2 * first[0].shape[0],):
         return original_unet3d([2 * tensor.shape[0] for tensor in first], strides), notes
     decoder = [len(_counted(weights, f"decoder.stages.{level}.convs.{{}}.conv.weight")) for level in range(stages - 1)]
     start = STEM[name].removesuffix("conv.weight")

@@ -124,7 +124,7 @@ def test_the_encoder_may_lag_behind():
 
 def test_a_frozen_encoder_stays_as_transferred_and_thaws(transferred: Path, stock):
     edit_plans(transferred / "nnUNetPlans_genesis.json", genesis__fine_tuning__3d_fullres__epochs=3,
-               genesis__fine_tuning__3d_fullres__frozen_encoder=2)  # fmt: skip
+               genesis__fine_tuning__3d_fullres__freeze_epochs=2)  # fmt: skip
     start = torch.load(transferred / "nnUNetPlans_genesis_3d_fullres.pth", weights_only=True)["network_weights"]
     trainer = get_trainer_from_args(
         "4", "3d_fullres", 0, "nnUNetTrainerGenesisFinetune", "nnUNetPlans_genesis", device=CPU
