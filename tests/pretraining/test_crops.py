@@ -21,6 +21,7 @@ def clean(volumes: Volumes, k: int, **changes) -> np.ndarray:
 @pytest.mark.parametrize("stream", [TRAINING, VALIDATION])
 def test_each_sample_has_one_generator_for_its_crop_and_one_for_its_corruptions(stream):
     """What is documented, so that a training of years ago can be repeated."""
+    assert (TRAINING, VALIDATION) == (0, 1)
     volumes = Volumes(*(noise(2, 12, 10 + i, 11, seed=i) for i in range(7)))
     batch = batches(volumes, seed=5, stream=stream, minimum_contrast=0.0, batch_size=3, global_batch_size=4, first=1)[6]
     for place, k in enumerate((25, 26, 27)):
