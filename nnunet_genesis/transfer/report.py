@@ -87,7 +87,7 @@ class TransferReport:
             return f"{same.capitalize()}: run on the same noise, the features of all stages {how}."
         return (
             "It should compute what the checkpoint's network computes, but does not: run on the same noise, features "
-            f"differ by {self.difference:.2g} of the largest. Do not use these weights; please report this."
+            f"differ by {self.difference:.2g} of the largest. Look into it before you train; please report it."
         )
 
     def table(self) -> str:
@@ -123,7 +123,8 @@ class TransferReport:
             "encoder_coverage": round(self.encoder_coverage, 6),
             "coverage": round(self.coverage, 6),
             "parts": parts,
-            "source": {"parameters": self.source_parameters, "unused": self.unused},
+            "source_parameters": self.source_parameters,
+            "unused": self.unused,
             "tensors": [_plain(record) for record in self.records],
         }
 

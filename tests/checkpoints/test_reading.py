@@ -211,7 +211,9 @@ def test_arrays_in_a_plain_pickle_arrive_as_they_were(tmp_path: Path, protocol, 
     }
     path = tmp_path / "plans.pkl"
     path.write_bytes(pickle.dumps(values, protocol))
-    for name, read in read_plain_pickle(path).items():
+    content = read_plain_pickle(path)
+    assert content.keys() == values.keys()
+    for name, read in content.items():
         np.testing.assert_array_equal(read, values[name])
         assert read.dtype.newbyteorder("=") == values[name].dtype.newbyteorder("=")
     path.write_bytes(pickle.dumps({"objects": np.array([None])}, protocol))

@@ -47,7 +47,9 @@ def test_plans_weights_and_report_identify_each_other(transferred: Path, genesis
     assert (block["epochs"], block["warmup"]) == (40, 2)
 
     entry = json.loads((transferred / "transfer_report.json").read_text())[weights.name]
-    assert (entry["source_sha256"], entry["sha256"]) == (block["source_sha256"], block["sha256"])
+    assert [entry[key] for key in ("source", "source_sha256", "sha256")] == [
+        block[key] for key in ("source", "source_sha256", "sha256")
+    ]
     held = torch.load(weights, weights_only=True)
     facts = held["genesis"]
     assert facts["source"] == "pretrained.pth"

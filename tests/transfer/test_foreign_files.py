@@ -91,7 +91,7 @@ def test_v1_goes_into_plans_of_today(hippocampus: Path, luna16: Path, genesis, s
     report = json.loads((hippocampus / TARGET / "transfer_report.json").read_text())
     report = report["nnUNetPlans_genesis_3d_fullres.pth"]
     assert (report["encoder_coverage"], report["coverage"], report["exact"]) == (1, 1, False)
-    assert "encoder.stages.5.0.convs.1.conv.weight" in report["source"]["unused"]
+    assert "encoder.stages.5.0.convs.1.conv.weight" in report["unused"]
 
     start: dict[str, Any] = {}
     train = nnUNetTrainerGenesisFinetune.on_train_start
