@@ -135,7 +135,7 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
                 f"The transferred weights {path} do not fit this network: {reason(error, 300)}. {again}"
             ) from None
         self.print_to_log_file(
-            f"Starting from {self.settings.source} (SHA-256 {self.settings.source_sha256[:12]}…): "
+            f"Starting from {self.settings.source} (SHA-256 {self.settings.source_sha256[:12]}...): "
             f"{self.settings.coverage:.1%} of the parameters, segmentation heads aside, come from it."
         )
 

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+import locale
 import pickle
 import shutil
 from collections import OrderedDict
@@ -144,6 +145,7 @@ def _write_scans(base: Path) -> None:
             part.SetMetaData(tag, value)
         writer.SetFileName(str(base / SLICE).replace("01", f"{number:02d}"))
         writer.Execute(part)
+    locale.setlocale(locale.LC_ALL, "")  # writing DICOM has made it C, in which text files are ASCII
 
 
 def _write_model(base: Path) -> None:
