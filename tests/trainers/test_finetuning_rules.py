@@ -59,7 +59,7 @@ def test_a_resumed_training_needs_no_transferred_weights(transferred: Path):
     trainer = start_finetuning()
     block = json.loads((transferred / "nnUNetPlans_genesis.json").read_text())["genesis"]["fine_tuning"]["3d_fullres"]
     digest = sha256(transferred.parents[1] / "pretrained.pth")[:12]
-    assert f"Starting from results/fold_all/pretrained.pth (SHA-256 {digest}…): 98.7% of the" in log_of(trainer)
+    assert f"Starting from results/fold_all/pretrained.pth (SHA-256 {digest}...): 98.7% of the" in log_of(trainer)
     trainer.on_train_epoch_start()
     trainer.train_step(next(trainer.dataloader_train))
     saved = transferred.parents[1] / "own.pth"
