@@ -48,6 +48,21 @@ def volumes_folder(plans: dict[str, Any], configuration: str) -> Path:
     return folder
 
 
+def refuse_missing_gpu(device: Any) -> None:
+    """Stop a training on a CUDA device, nnU-Net's default, where PyTorch sees none.
+
+    Args:
+        device: A `torch.device`.
+
+    Raises:
+        DatasetError: Says how to train without one.
+    """
+    import torch
+
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DatasetError("PyTorch finds no GPU. To train on the CPU, add: -device cpu")
+
+
 def refuse_missing_first_stage(trainer: Any) -> None:
     """Stop a cascade's second stage whose first stage has not predicted yet.
 
