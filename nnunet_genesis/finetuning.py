@@ -18,6 +18,7 @@ from nnunet_genesis.preflight import (
     check_before_training,
     refuse_missing_first_stage,
     refuse_missing_gpu,
+    refuse_missing_labels,
     volumes_folder,
 )
 from nnunet_genesis.settings import FineTuningSettings
@@ -63,6 +64,7 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
         with one_line():
             self.settings = FineTuningSettings.of_plans(plans, configuration)
             check_before_training(plans, configuration, cascade=True)
+            refuse_missing_labels(plans["dataset_name"], dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.settings.epochs
         self.num_iterations_per_epoch = self.settings.iterations

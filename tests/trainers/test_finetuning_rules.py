@@ -67,6 +67,13 @@ def test_a_training_without_gpu_says_how_to_use_the_cpu(transferred: Path, monke
         get_trainer_from_args(*wanted, device=torch.device("cuda")).initialize()
 
 
+def test_scans_without_labels_are_not_fine_tuned_on(transferred: Path):
+    """Their loss would be NaN to the last epoch."""
+    edit_plans(transferred / "dataset.json", labels={"background": 0})
+    with pytest.raises(SystemExit, match="Dataset004_Target has no labels but the background"):
+        trainer_of()
+
+
 def test_a_resumed_training_needs_no_transferred_weights(transferred: Path):
     """It goes on from its own, and its checkpoint says where they came from."""
     change_settings(transferred, epochs=5, source="results/fold_all/pretrained.pth", coverage=0.987)
