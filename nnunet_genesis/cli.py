@@ -251,8 +251,8 @@ def _add_transfer(commands: Any) -> None:
         "Carry the weights of a checkpoint into the plans of a dataset, ready for nnUNetTrainerGenesisFinetune.",
         "nnunet_genesis transfer checkpoint_final.pth -d 4 -c 3d_fullres --epochs 200",
     )
-    parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="of nnU-Net v2 or v1, nnssl or "
-                        "the original Models Genesis, or a state dict (.pth, .safetensors); see inspect")  # fmt: skip
+    parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="of nnU-Net v2 or v1, nnssl, "
+                        "Models Genesis, SuPreM, or a state dict (.pth, .safetensors); see inspect")  # fmt: skip
     parser.add_argument("--from-scratch", action="store_true", help="in place of a checkpoint: plans for a control arm "
                         "with the same trainer and settings but random weights")  # fmt: skip
     parser.add_argument("-d", required=True, metavar="ID", help="target dataset, id or name")

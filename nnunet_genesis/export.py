@@ -95,6 +95,8 @@ def export(folder: Path, checkpoint: str = "checkpoint_final.pth") -> Exported:
 
 
 def _target(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise DatasetError(f"The results folder {folder} does not exist. Check the path.")
     if not folder.name.startswith(f"{OURS}__"):
         raise CheckpointError(
             f"{folder.name} is not the results folder of a fine-tuned model: its name would be "

@@ -17,6 +17,8 @@ from nnunet_genesis.networks.build import build_unet, unwrap
 from nnunet_genesis.preflight import (
     check_before_training,
     refuse_missing_first_stage,
+    refuse_missing_gpu,
+    refuse_missing_labels,
     volumes_folder,
 )
 from nnunet_genesis.settings import FineTuningSettings
@@ -62,6 +64,7 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
         with one_line():
             self.settings = FineTuningSettings.of_plans(plans, configuration)
             check_before_training(plans, configuration, cascade=True)
+            refuse_missing_labels(plans["dataset_name"], dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.settings.epochs
         self.num_iterations_per_epoch = self.settings.iterations
@@ -86,10 +89,11 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
         super().on_train_epoch_start()
 
     def initialize(self) -> None:
-        """As in nnU-Net, after a look for the preprocessed volumes."""
+        """As in nnU-Net, after a look for the preprocessed volumes and the GPU."""
         with one_line():
             volumes_folder(self.plans_manager.plans, self.configuration_name)
             refuse_missing_first_stage(self)
+            refuse_missing_gpu(self.device)
             super().initialize()
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:

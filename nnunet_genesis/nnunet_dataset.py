@@ -58,7 +58,9 @@ def dataset_name(id_or_name: str) -> str:
     names = sorted({found.name for folder in folders for found in folder.glob(pattern) if found.is_dir()})
     if not names:
         places = ", ".join(map(str, folders)) or "neither is set"
-        raise DatasetError(f"No dataset {id_or_name} in nnUNet_raw or nnUNet_preprocessed ({places}).")
+        raise DatasetError(
+            f"No dataset {id_or_name} in nnUNet_raw or nnUNet_preprocessed ({places}). Check the id, or import it."
+        )
     if len(names) > 1:
         raise DatasetError(
             f"The dataset id {id_or_name} is used more than once: {', '.join(names)}. Rename or remove one."

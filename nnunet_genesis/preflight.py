@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,37 @@ def volumes_folder(plans: dict[str, Any], configuration: str) -> Path:
         command = preprocessing_command(plans, configuration, identifier)
         raise DatasetError(f"There are no preprocessed volumes in {folder}. Run: {command}")
     return folder
+
+
+def refuse_missing_labels(dataset: str, description: Mapping[str, Any]) -> None:
+    """Stop a fine-tuning on scans without labels, whose loss would be NaN.
+
+    Args:
+        dataset: Name of the dataset.
+        description: Its dataset.json.
+
+    Raises:
+        DatasetError: There is no label but the background.
+    """
+    if not set(description["labels"]) - {"background", "ignore"}:
+        raise DatasetError(
+            f"{dataset} has no labels but the background. Transfer into your labeled dataset, and train it."
+        )
+
+
+def refuse_missing_gpu(device: Any) -> None:
+    """Stop a training on a CUDA device, nnU-Net's default, where PyTorch sees none.
+
+    Args:
+        device: A `torch.device`.
+
+    Raises:
+        DatasetError: Says how to train without one.
+    """
+    import torch
+
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DatasetError("PyTorch finds no GPU. To train on the CPU, add: -device cpu")
 
 
 def refuse_missing_first_stage(trainer: Any) -> None:

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from nnunet_genesis import cli
+from nnunet_genesis.checkpoints.foreign import NETWORKS
 from nnunet_genesis.cli import build_parser
 from nnunet_genesis.cli_settings import FLAGS
 from nnunet_genesis.corruption import RECIPES, Recipe
@@ -309,6 +310,13 @@ def test_messages_are_those_of_the_code():
         for message in re.findall(r"`([^`]+)`", row):
             pattern = ".*".join(re.escape(part.strip()) for part in message.split("…"))
             assert any(re.search(pattern, text) for text in holder), message
+
+
+def test_networks_that_are_named_but_not_read_are_those_of_the_code():
+    (told,) = re.findall(r"\*\*Named, but not read\*\*.*?normalisation", PAGES["checkpoints.md"], re.DOTALL)
+    for _, network in NETWORKS:
+        name = re.sub(r"^a | \(.*|,.*", "", network)
+        assert name in " ".join(told.split()), network
 
 
 # measurements

@@ -230,7 +230,14 @@ def test_what_a_killed_process_left_is_replaced(model):
 
 @pytest.mark.parametrize("name", ["nnUNetTrainer__nnUNetPlans__3d_fullres", "fold_0"])
 def test_other_folders_are_refused(name, model):
-    refused(model.with_name(name), CheckpointError, "not the results folder of a fine-tuned model")
+    other = model.with_name(name)
+    other.mkdir()
+    refused(other, CheckpointError, "not the results folder of a fine-tuned model")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(DatasetError, match=r"The results folder .*elsewhere does not exist\. Check the path\."):
+        export(tmp_path / "elsewhere")
 
 
 def test_a_model_without_checkpoints_is_refused(model):

@@ -65,7 +65,7 @@ def test_pretraining_on_the_targets_own_volumes_reuses_them(planned: Path, genes
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("plan", "-d", 501, "--like", 9), "No dataset 9 in nnUNet_raw or nnUNet_preprocessed"),
+        (("plan", "-d", 501, "--like", 9), "No dataset 9 in nnUNet_raw or nnUNet_preprocessed .*Check the id, or import it"),
         (("plan", "-d", "scans", "--like", 4), "-d takes a dataset id"),
         (("plan", "-d", 501, "--like", 4, "--like-plans", "nnUNetResEncUNetLPlans"), "Plans of this dataset: nnUNetPlans"),
         (("plan", "-d", 501, "--like", 4, "--epochs", 0), '"epochs" must be at least 1, not 0'),

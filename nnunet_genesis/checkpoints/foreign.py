@@ -18,6 +18,8 @@ READABLE = (
 
 ENDINGS = (".pth", ".pt", ".model", ".safetensors")
 """Of checkpoints that are looked for in a folder."""
+DEPTH = 4
+"""As far down as they lie in nnUNet_results: dataset, trainer, fold, file."""
 
 LAYER = r"(?:^|\.)"
 NETWORKS = (
@@ -78,7 +80,8 @@ def refuse_other_kinds(path: Path) -> None:
             image or a text.
     """
     if path.is_dir():
-        inside = [found for pattern in ("*", "*/*") for found in path.glob(pattern) if found.suffix in ENDINGS]
+        places = ("*/" * depth + "*" for depth in range(DEPTH))
+        inside = [found for place in places for found in path.glob(place) if found.suffix in ENDINGS]
         raise CheckpointError(f"{path} is a folder. {_choice(sorted(str(found) for found in inside))}")
     if not path.is_file():
         raise CheckpointError(f"The checkpoint {path} does not exist. Check the path.")

@@ -23,7 +23,7 @@ from nnunet_genesis.errors import DatasetError, one_line
 from nnunet_genesis.files import write_json
 from nnunet_genesis.networks.build import build_unet, unwrap
 from nnunet_genesis.nnunet_dataset import channel_names
-from nnunet_genesis.preflight import check_before_training, volumes_folder
+from nnunet_genesis.preflight import check_before_training, refuse_missing_gpu, volumes_folder
 from nnunet_genesis.pretraining.figures import restoration_sheet
 from nnunet_genesis.pretraining.loss import RestorationLoss, freeze_unused_heads, mean_errors, restoration_errors
 from nnunet_genesis.pretraining.patches import (
@@ -99,9 +99,10 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         return RestorationLoss(self.settings.loss)
 
     def initialize(self) -> None:
-        """As in nnU-Net, with seeded initial weights, after a look for the preprocessed volumes."""
+        """As in nnU-Net, with seeded initial weights, after a look for the preprocessed volumes and the GPU."""
         with one_line(), torch.random.fork_rng(devices=[]):
             volumes_folder(self.plans_manager.plans, self.configuration_name)
+            refuse_missing_gpu(self.device)
             torch.manual_seed(self.settings.seed)
             super().initialize()
 
@@ -134,7 +135,8 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         train = load(self._batches(training, TRAINING), numbers, workers, self.device.type == "cuda")
         if self.corrupts_on_device:
             train = corrupted_ahead(self.device, train)
-        who = f"in batches, on {self.device}" if self.corrupts_on_device else f"by {workers} loading processes"
+        loading = f"by {workers} loading processes" if workers else "in the training process"
+        who = f"in batches, on {self.device}" if self.corrupts_on_device else loading
         self.print_to_log_file(f"Training patches are corrupted {who}")
         repeated = itertools.cycle(range(self.num_val_iterations_per_epoch))
         # validation is always corrupted by the workers: its patches are the same ones whatever the device

@@ -12,7 +12,7 @@ def differences(source: Layout, target: Layout) -> Iterator[tuple[str, str]]:
     """What is not preserved, and the part where; what single convolutions lose is not listed here."""
     if source.operations != target.operations:
         gone, new = set(source.operations) - set(target.operations), set(target.operations) - set(source.operations)
-        change = " -> ".join(" | ".join(sorted(found)) or "none" for found in (gone, new))
+        change = " → ".join(" | ".join(sorted(found)) or "none" for found in (gone, new))
         yield f"other functions than in the checkpoint: {change}", "norms and activations"
     if source.axes != target.axes:
         text = "2D networks norm slice by slice, 3D ones the whole patch: the same for features constant along z, for "

@@ -173,11 +173,12 @@ def test_an_archive_and_a_folder_name_the_checkpoints_in_them(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="empty is a folder. Name a checkpoint; there is none in it"):
         read_pretrained(tmp_path / "empty")
-    (tmp_path / "model" / "fold_1").mkdir(parents=True)
-    (tmp_path / "model" / "fold_1" / "checkpoint_final.pth").touch()
-    shown = re.escape(str(tmp_path / "model" / "fold_1" / "checkpoint_final.pth"))
-    with pytest.raises(CheckpointError, match=rf"model is a folder\. Name the checkpoint in it: {shown}\.$"):
-        read_pretrained(tmp_path / "model")
+    final = tmp_path / "results" / "Dataset004_X" / "model" / "fold_1" / "checkpoint_final.pth"
+    final.parent.mkdir(parents=True)
+    final.touch()
+    for folder in list(final.parents)[:4]:
+        with pytest.raises(CheckpointError, match=rf"{folder.name} is a folder\. .* in it: {re.escape(str(final))}\.$"):
+            read_pretrained(folder)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -53,6 +53,27 @@ def test_rates_and_momentum_of_encoder_and_rest(transferred: Path):
     assert trainer.logger.get_value("lrs", None) == pytest.approx([0.02, 0.04, 0.04 * 0.8**0.9, 0.04 * 0.6**0.9])
 
 
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        ("501", "3d_fullres", "all", "nnUNetTrainerGenesisPretrain", "nnUNetGenesisPlans"),
+        ("4", "3d_fullres", 0, "nnUNetTrainerGenesisFinetune", "nnUNetPlans_genesis"),
+    ],
+)
+def test_a_training_without_gpu_says_how_to_use_the_cpu(transferred: Path, monkeypatch, wanted):
+    """nnU-Net's default is a GPU; without one it would end with a traceback."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="finds no GPU. To train on the CPU, add: -device cpu"):
+        get_trainer_from_args(*wanted, device=torch.device("cuda")).initialize()
+
+
+def test_scans_without_labels_are_not_fine_tuned_on(transferred: Path):
+    """Their loss would be NaN to the last epoch."""
+    edit_plans(transferred / "dataset.json", labels={"background": 0})
+    with pytest.raises(SystemExit, match="Dataset004_Target has no labels but the background"):
+        trainer_of()
+
+
 def test_a_resumed_training_needs_no_transferred_weights(transferred: Path):
     """It goes on from its own, and its checkpoint says where they came from."""
     change_settings(transferred, epochs=5, source="results/fold_all/pretrained.pth", coverage=0.987)

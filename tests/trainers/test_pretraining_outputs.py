@@ -101,7 +101,7 @@ def test_the_settings_reach_optimiser_and_log(whole):
     assert "have no settings for pre-training" not in whole.text
     assert "Pre-training settings: {'loss': 'mse', 'epochs': 3" in whole.text
     assert "2 volumes to train on, 2 held out" in whole.text
-    assert "Training patches are corrupted by 0 loading processes" in whole.text
+    assert "Training patches are corrupted in the training process" in whole.text
     for epoch in range(3):
         values = {name: f"{values[epoch]:.4f}" for name, values in whole.log.items()}
         for line in (f"train_loss {values['train_losses']}  val_loss {values['val_losses']}",
