@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from tests.checkpoints.files import small_plans, stock
 from tests.checkpoints.replicas import generic_unet
-from tests.checkpoints.test_nnunet_v2_and_nnssl import small_plans, stock
 
 MANY = 10**10
 

@@ -15,7 +15,7 @@ from torch import nn
 from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.errors import CheckpointError
 from tests.checkpoints import attacks, build
-from tests.checkpoints.test_nnunet_v2_and_nnssl import small_plans, stock, written
+from tests.checkpoints.files import small_plans, stock, written
 
 MOST = 1500
 """Megabytes of a whole process, a third of which PyTorch and nnU-Net take."""
