@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnunet_genesis.architecture_checks import check_architecture
 from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.errors import CheckpointError, TransferError
 from nnunet_genesis.networks.tied_names import name_groups
 from nnunet_genesis.networks.wording import times
-from nnunet_genesis.plans_checks import check_architecture
 from nnunet_genesis.transfer.channels import adapt_input_channels, channel_mixture
 
 HIDDEN = 1024

@@ -28,8 +28,8 @@ class TransferError(GenesisError):
     """Weights of a checkpoint do not fit the target network."""
 
 
-def reason(error: object, most: int = 200) -> str:
-    """What an exception says, for use within a message: one line of at most `most` printable characters."""
+def reason(error: BaseException, most: int = 200) -> str:
+    """What an exception says, as `printable` text; its kind if it says nothing."""
     return printable(error, most) or type(error).__name__
 
 
@@ -66,5 +66,5 @@ def network_of(plans: str) -> Iterator[None]:
             warnings.filterwarnings("ignore", "Network class .* not found")  # the error says it too
             yield
     except Exception as error:
-        why = reason(f"{type(error).__name__}: {error}", 300)
+        why = printable(f"{type(error).__name__}: {error}", 300)
         raise TransferError(f"nnU-Net cannot build the network of {plans} ({why}). Correct the plans file.") from None

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from nnunet_genesis.checkpoints.reading import network_weights, read_checkpoint
-from nnunet_genesis.errors import CheckpointError, DatasetError, reason
+from nnunet_genesis.errors import CheckpointError, DatasetError, printable, reason
 from nnunet_genesis.files import read_json, write_json
-from nnunet_genesis.nnunet_dataset import check_configuration
+from nnunet_genesis.nnunet_dataset import check_configuration, configuration_of
 from nnunet_genesis.plans_checks import check_description, is_plain_name
 from nnunet_genesis.resources import trainers_folder
 
@@ -68,7 +68,7 @@ def export(folder: Path, checkpoint: str = "checkpoint_final.pth") -> Exported:
         DatasetError: Files are missing or not as nnU-Net needs them, or the new folder exists.
     """
     if not is_plain_name(checkpoint):
-        raise DatasetError(f"-chk takes the name of a file in each fold, not {reason(checkpoint, 80)}.")
+        raise DatasetError(f"-chk takes the name of a file in each fold, not {printable(checkpoint, 80)}.")
     folder = folder.resolve()
     target = _target(folder)
     plans = read_json(folder / "plans.json", "The plans file", "Name the folder that holds the folds.")
@@ -121,9 +121,7 @@ def _checked(folder: Path, plans: dict[str, Any], configuration: str) -> dict[st
 
 
 def _refuse_own_network(plans: dict[str, Any], configuration: str) -> None:
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    name = str(PlansManager(plans).get_configuration(configuration).network_arch_class_name)
+    name = str(configuration_of(plans, configuration).network_arch_class_name)
     if name.startswith("nnunet_genesis."):
         raise CheckpointError(
             f"The network {name} is a class of nnunet-genesis: no model with it can predict without this package. "
@@ -179,7 +177,7 @@ def _patches(plans: dict[str, Any], configuration: str, dataset_json: dict[str, 
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    manager = PlansManager(plans).get_configuration(configuration)
+    manager = configuration_of(plans, configuration)
     channels = determine_num_input_channels(PlansManager(plans), manager, dataset_json)
     size = [1] * (3 - len(manager.patch_size)) + list(manager.patch_size)
     folder = Path(os.environ.get("nnUNet_preprocessed", "")) / plans["dataset_name"] / manager.data_identifier

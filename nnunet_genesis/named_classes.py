@@ -14,13 +14,23 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from nnunet_genesis.errors import DatasetError, reason
+from nnunet_genesis.errors import DatasetError, printable, reason
 
 OURS = "nnunet_genesis.unet3d.UNet3D"
 NETWORK = re.compile(r"(dynamic_network_architectures\.architectures\.[a-z0-9_]+)\.([A-Z]\w*)", re.ASCII)
 BLOCK = re.compile(r"(dynamic_network_architectures\.building_blocks\.[a-z0-9_]+)\.([A-Z]\w*)", re.ASCII)
 LAYER = re.compile(r"torch\.nn\.(?:modules\.[a-z]+\.)?([A-Z]\w*)", re.ASCII)
 """Paths under which networks, their building blocks and PyTorch's layers are found."""
+
+IDENTITY = "torch.nn.modules.linear"
+KINDS = {
+    "conv_op": ("torch.nn.modules.conv",),
+    "norm_op": (*(f"torch.nn.modules.{kind}" for kind in ("batchnorm", "instancenorm", "normalization")), IDENTITY),
+    "nonlin": ("torch.nn.modules.activation", IDENTITY),
+    "dropout_op": ("torch.nn.modules.dropout", IDENTITY),
+}
+"""Arguments of a network that name a class → modules that define what they may name."""
+OTHER_KINDS = (*(place for kind in KINDS.values() for place in kind), "dynamic_network_architectures.building_blocks.")
 
 FOUND_BY_NNUNET = {
     "image_reader_writer": ("imageio", "imageio.base_reader_writer.BaseReaderWriter"),
@@ -51,14 +61,19 @@ def network_class(name: Any) -> type:
     found: Any = _attribute(*match.groups()) or _moved(match[2]) if match else None
     if not _is_module(found, "dynamic_network_architectures."):
         raise DatasetError(
-            f"names the network {reason(name, 100)}, which is not run: only classes of "
+            f"names the network {printable(name, 100)}, which is not run: only classes of "
             f"dynamic_network_architectures.architectures and {OURS} are"
         )
     return found
 
 
-def layer_class(name: Any) -> type:
+def layer_class(name: Any, argument: str = "") -> type:
     """The class of a layer: one of `torch.nn`, or a building block of `dynamic_network_architectures`.
+
+    Args:
+        name: Its path, as plans spell it.
+        argument: The argument of the network that takes it. Those in `KINDS` take their kind of layer only: other
+            modules of `torch.nn`, e.g. transformers, build networks of their own.
 
     Raises:
         DatasetError: It is none of them.
@@ -68,9 +83,11 @@ def layer_class(name: Any) -> type:
         found = _attribute("torch.nn", match[1])
     elif isinstance(name, str) and (match := BLOCK.fullmatch(name)):
         found = _attribute(*match.groups())
-    if not _is_module(found, "torch.nn.", "dynamic_network_architectures.building_blocks."):
+    if not _is_module(found, *KINDS.get(argument, OTHER_KINDS)):
+        role = f' as its "{printable(argument, 30)}"' if argument else ""
         raise DatasetError(
-            f"names {reason(name, 100)}, which is no layer of torch.nn and no block of dynamic_network_architectures"
+            f"names {printable(name, 100)}{role}, which is no layer of torch.nn and no block of "
+            "dynamic_network_architectures" + (" for it" if argument in KINDS else "")
         )
     return found
 
@@ -91,7 +108,7 @@ def resolved(architecture: Any) -> tuple[type, dict[str, Any]]:
         named = {key: values[key] for key in keys if values[key] is not None}
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"does not describe a network completely ({reason(error, 80)})") from None
-    return network_class(kind), values | {key: layer_class(name) for key, name in named.items()}
+    return network_class(kind), values | {key: layer_class(name, key) for key, name in named.items()}
 
 
 def check_names(block: Mapping[str, Any]) -> None:
@@ -106,7 +123,7 @@ def check_names(block: Mapping[str, Any]) -> None:
     for key in FOUND_BY_NNUNET.keys() & block.keys():
         for name in block[key] if key == "normalization_schemes" else [block[key]]:
             if not isinstance(name, str) or not _known_to_nnunet(key, name):
-                raise DatasetError(f'names {reason(name, 100)} as "{key}", which nnU-Net does not have')
+                raise DatasetError(f'names {printable(name, 100)} as "{key}", which nnU-Net does not have')
 
 
 @lru_cache(maxsize=256)

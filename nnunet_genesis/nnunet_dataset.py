@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_genesis.errors import DatasetError, reason
+from nnunet_genesis.errors import DatasetError, printable
 from nnunet_genesis.files import read_json
 from nnunet_genesis.plans_checks import FORMER_CHANNELS as FORMER_CHANNELS
 from nnunet_genesis.plans_checks import (
@@ -53,7 +53,8 @@ def dataset_name(id_or_name: str) -> str:
         pattern = f"Dataset{int(id_or_name):03d}_*"
     else:
         raise DatasetError(
-            f"-d takes a dataset id such as 4 or a name such as Dataset004_Hippocampus, not {reason(id_or_name, 80)}."
+            "-d takes a dataset id such as 4 or a name such as Dataset004_Hippocampus, not "
+            f"{printable(id_or_name, 80)}."
         )
     names = sorted({found.name for folder in folders for found in folder.glob(pattern) if found.is_dir()})
     if not names:
@@ -92,14 +93,22 @@ def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
     return [str(channels[key]) for key in sorted(channels, key=int)]
 
 
+def configuration_of(plans: Mapping[str, Any], configuration: str) -> Any:
+    """nnU-Net's `ConfigurationManager`: a configuration with what it inherits, in the terms of today's plans."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    return PlansManager(dict(plans)).get_configuration(configuration)
+
+
 def input_channels(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]) -> list[str]:
     """Names of a network's input channels; in a cascade's second stage the labels of the first come last."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    manager, names = PlansManager(dict(plans)), channel_names(dataset_json)
-    if manager.get_configuration(configuration).previous_stage_name is None:
+    names = channel_names(dataset_json)
+    if configuration_of(plans, configuration).previous_stage_name is None:
         return names
-    return names + [f"{PREVIOUS_STAGE}{label}" for label in manager.get_label_manager(dataset_json).foreground_labels]
+    labels = PlansManager(dict(plans)).get_label_manager(dataset_json).foreground_labels
+    return names + [f"{PREVIOUS_STAGE}{label}" for label in labels]
 
 
 def read_plans(name: str, plans_name: str) -> dict[str, Any]:
@@ -110,7 +119,7 @@ def read_plans(name: str, plans_name: str) -> dict[str, Any]:
             configuration is checked by `check_configuration`.
     """
     if not is_plain_name(plans_name):
-        raise DatasetError(f'"{reason(plans_name, 80)}" is no name of plans. Name them without folder and ending.')
+        raise DatasetError(f'"{printable(plans_name, 80)}" is no name of plans. Name them without folder and ending.')
     folder = preprocessed_folder(name)
     path = folder / f"{plans_name}.json"
     others = [found.stem for found in folder.glob("*Plans*.json") if not found.stem.endswith("_preprocessing")]
@@ -148,10 +157,10 @@ def new_plans_file(dataset: str, plans_name: str, kind: str) -> Path:
         DatasetError: nnU-Net could not use the name, or the file exists and was not written by the same command.
     """
     if not NAME_OF_PLANS.fullmatch(plans_name) or "__" in plans_name or not is_plain_name(plans_name):
-        shown = plans_name and reason(plans_name, 80)
         raise DatasetError(
-            f'"{shown}" cannot name plans: nnU-Net makes names of folders from it and splits them at "__". Take '
-            "letters, digits, hyphens, dots and single underscores, with a letter or digit at both ends."
+            f'"{printable(plans_name, 80)}" cannot name plans: nnU-Net makes names of folders from it and '
+            'splits them at "__". Take letters, digits, hyphens, dots and single underscores, with a letter or digit '
+            "at both ends."
         )
     path = preprocessed_folder(dataset) / f"{plans_name}.json"
     if path.is_file():
@@ -169,9 +178,7 @@ def refuse_cascade(plans: dict[str, Any], configuration: str) -> None:
         DatasetError: Says why.
     """
     check_configuration(plans, configuration)
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    if PlansManager(plans).get_configuration(configuration).previous_stage_name is not None:
+    if configuration_of(plans, configuration).previous_stage_name is not None:
         raise DatasetError(
             f"{configuration} is the second stage of a cascade: part of its input are the first stage's segmentations, "
             "which unlabeled scans do not have. Use 2d, 3d_lowres or 3d_fullres."
@@ -186,11 +193,11 @@ def check_configuration(plans: dict[str, Any], configuration: str) -> None:
     Raises:
         DatasetError: Names the configurations there are, or what is wrong.
     """
-    where = f"The plans {reason(plans.get('plans_name'), 80)}"
+    where = f"The plans {printable(plans.get('plans_name'), 80)}"
     check_plans(plans, where)
     if configuration not in plans["configurations"]:
         raise DatasetError(
-            f"{where} have no configuration {reason(configuration, 80)}; "
+            f"{where} have no configuration {printable(configuration, 80)}; "
             f"they have {', '.join(plans['configurations'])}."
         )
     check_configuration_block(plans, configuration, where)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from nnunet_genesis.errors import DatasetError, reason
-from nnunet_genesis.named_classes import check_names, resolved
+from nnunet_genesis.architecture_checks import ADVICE, MOST_STAGES, check_architecture, is_whole
+from nnunet_genesis.errors import DatasetError, printable, reason
+from nnunet_genesis.named_classes import check_names
 
 FORMER_CHANNELS = "modality"
 """nnU-Net v1's key for "channel_names", which nnU-Net v2 reads too."""
@@ -22,13 +23,6 @@ MOST_CONFIGURATIONS = 100
 MOST_VOXELS = 2**28
 """Voxels of a patch: a cube with edges of 645."""
 MOST_IN_BATCH = 10_000
-MOST_STAGES = 20
-MOST_IN_STAGE = 100
-MOST_PARAMETERS = 2_000_000_000
-LARGEST = 100_000
-"""Number among the arguments of a network."""
-COUNTS = ("features_per_stage", "kernel_sizes", "strides")
-"""Arguments of networks that hold numbers of channels and voxels, and nothing else."""
 
 NAME_OF_DATASET = re.compile(r"Dataset\d{3}_\S.*", re.ASCII)
 FILE_ENDING = re.compile(r"(\.[A-Za-z0-9]+)+")
@@ -85,47 +79,6 @@ def check_configuration_block(plans: Mapping[str, Any], configuration: str, wher
     check_architecture(block.get("architecture"), where)
 
 
-def check_architecture(architecture: Any, where: str, channels: int = 1, classes: int = 2) -> None:
-    """Refuse an architecture block that names foreign classes or makes no network of reasonable size.
-
-    Nothing is built but on torch's meta device, where tensors take no memory.
-
-    Raises:
-        DatasetError: Says what is wrong.
-    """
-    import torch
-
-    try:
-        network, values = resolved(architecture)
-    except DatasetError as error:
-        _refuse(str(error), where)
-    if wrong := wrong_size(values):
-        _refuse(wrong, where)
-    try:
-        with torch.device("meta"):
-            built = network(input_channels=channels, num_classes=classes, **{**values, "deep_supervision": True})
-        parameters = sum(parameter.numel() for parameter in built.parameters())
-    except Exception as error:  # whatever the constructor of any network raises
-        raise DatasetError(
-            f"{where} describes a network that cannot be built ({reason(f'{type(error).__name__}: {error}', 200)}). "
-            "Correct the file, or plan again."
-        ) from None
-    if parameters > MOST_PARAMETERS:
-        _refuse(f"describes a network of {parameters:,} parameters, more than {MOST_PARAMETERS:,}", where)
-
-
-def wrong_size(arguments: Mapping[str, Any]) -> str:
-    """What among the arguments of a network would take memory or time without bounds; empty if nothing."""
-    for key, value in arguments.items():
-        most = MOST_STAGES if key == "n_stages" else MOST_IN_STAGE if str(key).startswith("n_") else LARGEST
-        entries = list(_flat(value))
-        if len(entries) > 10 * MOST_STAGES or any(_exceeds(entry, most) for entry in entries):
-            return f'has "{reason(key, 60)}": {reason(value, 60)}, where numbers are at most {most:,}'
-        if (key in COUNTS or str(key).startswith("n_")) and not all(_is_whole(entry, most) for entry in entries):
-            return f'has "{reason(key, 60)}": {reason(value, 60)}, where whole numbers from 1 to {most:,} are needed'
-    return ""
-
-
 def check_description(content: Any, where: str) -> None:
     """Check a dataset.json.
 
@@ -158,7 +111,7 @@ def _whole(plans: Mapping[str, Any], configuration: str, where: str) -> dict[str
     while "inherits_from" in blocks[name]:
         name = blocks[name]["inherits_from"]
         if not isinstance(name, str) or name not in blocks or name in lineage:
-            _refuse(f'inherits from "{reason(name, 60)}", which is no other configuration', where)
+            _refuse(f'inherits from "{printable(name, 60)}", which is no other configuration', where)
         lineage.append(name)
     whole = {key: value for ancestor in reversed(lineage) for key, value in blocks[ancestor].items()}
     former = whole.get("n_conv_per_stage_encoder", [])
@@ -167,7 +120,7 @@ def _whole(plans: Mapping[str, Any], configuration: str, where: str) -> dict[str
     try:
         return dict(ConfigurationManager(copy.deepcopy(whole)).configuration)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
-        why = reason(f"{type(error).__name__}: {error}", 120)
+        why = printable(f"{type(error).__name__}: {error}", 120)
         raise DatasetError(f"{where} describes no network that is known ({why}). Plan again.") from None
 
 
@@ -185,11 +138,11 @@ def _check_names(block: Mapping[str, Any], where: str) -> None:
 
 
 def _refuse(wrong: str, where: str) -> NoReturn:
-    raise DatasetError(f"{where} {wrong}. Correct the file, or plan again.")
+    raise DatasetError(f"{where} {wrong}. {ADVICE}")
 
 
 def _shown(block: Mapping[str, Any], key: str, wanted: str) -> str:
-    given = reason(repr(block[key]), 80) if key in block else "missing"
+    given = printable(repr(block[key]), 80) if key in block else "missing"
     return f'has "{key}": {given}, which must be {wanted}'
 
 
@@ -221,15 +174,11 @@ def _is_order_of_axes(value: Any) -> bool:
 
 def _is_patch(values: Any) -> bool:
     fits = isinstance(values, list | tuple) and len(values) in (2, 3)
-    return fits and all(_is_whole(value, MOST_VOXELS) for value in values) and math.prod(values) <= MOST_VOXELS
+    return fits and all(is_whole(value, MOST_VOXELS) for value in values) and math.prod(values) <= MOST_VOXELS
 
 
 def _is_batch_size(value: Any) -> bool:
-    return _is_whole(value, MOST_IN_BATCH)
-
-
-def _is_whole(value: Any, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+    return is_whole(value, MOST_IN_BATCH)
 
 
 def _is_spacing(values: Any) -> bool:
@@ -276,20 +225,6 @@ def _is_list_of_cases(cases: Any) -> bool:
         and all(isinstance(image, str) and "\0" not in image for image in files["images"])
         for case, files in cases.items()
     )
-
-
-def _flat(value: Any) -> Iterable[Any]:
-    if isinstance(value, list | tuple):
-        for entry in value:
-            yield from _flat(entry)
-    elif isinstance(value, Mapping):
-        yield from _flat(list(value.values()))
-    else:
-        yield value
-
-
-def _exceeds(entry: Any, most: int) -> bool:
-    return isinstance(entry, int | float) and not abs(entry) <= most
 
 
 CHANNELS = f'a block such as {{"0": "T1", "1": "T2"}}: numbers from 0, at most {MOST_CHANNELS:,} channels, their names'

@@ -9,6 +9,7 @@ from typing import Any
 from nnunet_genesis.errors import DatasetError
 from nnunet_genesis.nnunet_dataset import (
     check_configuration,
+    configuration_of,
     nnunet_folder,
     preprocessed_folder,
     preprocessing_command,
@@ -39,9 +40,7 @@ def volumes_folder(plans: dict[str, Any], configuration: str) -> Path:
     Raises:
         DatasetError: It is missing or holds no volume; the message says what to run.
     """
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    identifier: str = PlansManager(plans).get_configuration(configuration).data_identifier
+    identifier: str = configuration_of(plans, configuration).data_identifier
     folder = preprocessed_folder(plans["dataset_name"]) / identifier
     if not folder.is_dir() or not (any(folder.glob("*.b2nd")) or any(folder.glob("*.npz"))):
         command = preprocessing_command(plans, configuration, identifier)

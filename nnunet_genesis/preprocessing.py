@@ -19,6 +19,7 @@ from nnunet_genesis.errors import DatasetError, reason
 from nnunet_genesis.files import read_json, write_json
 from nnunet_genesis.importing.read import check_nifti
 from nnunet_genesis.nnunet_dataset import (
+    configuration_of,
     has_labels,
     preprocessed_folder,
     preprocessing_command,
@@ -83,7 +84,7 @@ def preprocess(
     plans, description = read_plans(dataset, plans_name), read_dataset_json(dataset)
     refuse_cascade(plans, configuration)
     base = preprocessed_folder(dataset)
-    folder = base / _chosen(plans, configuration)["data_identifier"]
+    folder = base / configuration_of(plans, configuration).configuration["data_identifier"]
     if has_labels(dataset):
         command = preprocessing_command(plans, configuration, folder.name)
         raise DatasetError(f"{dataset} has labels: nnU-Net's own volumes serve pre-training too. Run: {command}")
@@ -205,16 +206,9 @@ def _check_volume(unfinished: Path) -> None:
         raise DatasetError("is constant after preprocessing; remove the image")
 
 
-def _chosen(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
-    """A configuration with what it inherits."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    return dict(PlansManager(plans).get_configuration(configuration).configuration)
-
-
 def _made_by(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
     """What of the plans decides how a preprocessed volume looks."""
-    chosen = _chosen(plans, configuration)
+    chosen = configuration_of(plans, configuration).configuration
     keys = ("preprocessor_name", "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data",
             "resampling_fn_data_kwargs")  # fmt: skip
     everywhere = ("image_reader_writer", "transpose_forward", "foreground_intensity_properties_per_channel")

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner
 
+from nnunet_genesis.architecture_checks import check_architecture
 from nnunet_genesis.errors import DatasetError
 from nnunet_genesis.files import read_json
 from nnunet_genesis.networks.build import build_unet, target_network
 from nnunet_genesis.nnunet_dataset import check_configuration, read_plans
-from nnunet_genesis.plans_checks import check_architecture, check_description
+from nnunet_genesis.plans_checks import check_description
 from nnunet_genesis.resources import plans_folder
 
 DESCRIPTION = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "core": 1}, "file_ending": ".nii.gz"}
@@ -58,7 +59,8 @@ def test_every_template_is_let_through(template):
 
 @pytest.mark.parametrize("name", ["os.system", "subprocess.Popen", TRAP, "torch.hub.load", "torch.nn.functional.relu",
                                   "torch.nn.modules.conv.os", "torch.nn.Parameter", "builtins.exec", 7, ["torch.nn.ReLU"],
-                                  "dynamic_network_architectures.building_blocks.residual.nn"])  # fmt: skip
+                                  "dynamic_network_architectures.building_blocks.residual.nn", "torch.nn.Transformer",
+                                  "torch.nn.InstanceNorm3d"])  # fmt: skip
 @pytest.mark.parametrize("key", ["nonlin", "conv_op"])
 def test_layers_that_are_none_are_never_looked_up(tiny, trap, key, name):
     plans = changed(tiny, (*ARGUMENTS, key), name)
@@ -91,6 +93,12 @@ def test_networks_of_other_packages_are_not_run(tiny, trap, name):
         with pytest.raises(DatasetError, match="which is not run: only classes of"):
             call()
     assert not trap.exists()
+
+
+def test_many_layers_are_refused_and_no_norm_is_not(tiny):
+    with pytest.raises(DatasetError, match="has more than 512 convolutions or blocks"):
+        check_configuration(changed(tiny, (*ARGUMENTS, "n_conv_per_stage"), [171, 171, 171]), "3d_fullres")
+    check_configuration(changed(tiny, (*ARGUMENTS, "norm_op"), "torch.nn.Identity"), "3d_fullres")
 
 
 def test_what_nnunet_itself_finds_elsewhere_is_let_through(tiny):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from nnunet_genesis.checkpoints.bounds import STAGES, refuse_huge_network, refuse_other_layers
+from nnunet_genesis.architecture_checks import MOST_STAGES
 from nnunet_genesis.checkpoints.foreign import unknown_network
 from nnunet_genesis.checkpoints.plain_types import plain
 from nnunet_genesis.errors import CheckpointError, printable
@@ -124,26 +124,24 @@ def checked(architecture: Any) -> dict[str, Any]:
     """An architecture block from a file in plain values and lists, with the full name of its network.
 
     Raises:
-        CheckpointError: It is incomplete, names another network or other layers, or is of a size that none has.
+        CheckpointError: It is incomplete, or names another network. Whether sizes and layers are allowed is for
+            `skeleton` to say.
     """
     try:
         name = str(architecture["network_class_name"])
         arguments = _spelled_out(plain(architecture["arch_kwargs"], as_json=True))
-        imports = list(architecture["_kw_requires_import"])
-        shown = [len(arguments[key]) for key in ("features_per_stage", "strides")]
-        dimensions = 2 if str(arguments.get("conv_op")).endswith("Conv2d") else 3
+        imports = list(map(str, architecture["_kw_requires_import"]))
+        stages = min(len(arguments[key]) for key in ("features_per_stage", "strides"))
+        axes = {len(entry) for key in PER_AXIS for entry in arguments.get(key, [])}
     except (KeyError, TypeError, AttributeError):
         raise CheckpointError("describes its network incompletely.") from None
     known = CLASSES.get(name.rsplit(".", 1)[-1])
-    if known is None or min(shown) < 2:
+    if known is None or stages < 2:
         raise CheckpointError(
             f"names a network that is not read: {printable(name, 150)}. Read are {', '.join(CLASSES)}."
         )
-    try:
-        refuse_huge_network(arguments, dimensions)
-        refuse_other_layers(arguments, imports)
-    except TypeError:
-        raise CheckpointError("describes its network incompletely.") from None
+    if axes != {_dimensions(arguments)}:
+        raise CheckpointError("describes kernels or strides of other axes than its convolutions have.")
     return {"network_class_name": known, "arch_kwargs": arguments, "_kw_requires_import": imports}
 
 
@@ -157,8 +155,8 @@ def assumed_operations(architecture: Mapping[str, Any]) -> str:
 
 def _spelled_out(arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a network with a list where its class also takes one number for all stages or axes."""
-    found, dimensions = dict(arguments), 2 if str(arguments.get("conv_op")).endswith("Conv2d") else 3
-    stages = min(int(found.get("n_stages", 0)), STAGES + 1)
+    found, dimensions = dict(arguments), _dimensions(arguments)
+    stages = min(int(found.get("n_stages", 0)), MOST_STAGES + 1)
     for key, short in (*((key, 0) for key in PER_STAGE), ("n_conv_per_stage_decoder", 1)):
         if isinstance(found.get(key), int):
             found[key] = [found[key]] * (stages - short)
@@ -166,6 +164,10 @@ def _spelled_out(arguments: dict[str, Any]) -> dict[str, Any]:
         if key in found:
             found[key] = [[entry] * dimensions if isinstance(entry, int) else entry for entry in found[key]]
     return found
+
+
+def _dimensions(arguments: Mapping[str, Any]) -> int:
+    return 2 if str(arguments.get("conv_op")).endswith("Conv2d") else 3
 
 
 def _counted(weights: Mapping[str, torch.Tensor], pattern: str) -> list[torch.Tensor]:

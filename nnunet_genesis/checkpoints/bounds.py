@@ -1,7 +1,7 @@
 """What a file asks for → a refusal of what no checkpoint needs: memory and time stay those of the file's size.
 
 The limits lie far above anything real. Small files may ask for much: tensors that repeat one value, lists that hold a
-list many times, networks of millions of layers.
+list many times.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from nnunet_genesis.errors import CheckpointError, printable
 
@@ -27,21 +26,6 @@ NAMES = 8
 """Names of one tensor; nnU-Net gives four."""
 
 VISITED = (torch.Tensor, np.ndarray, str, bytes, bytearray, Mapping, list, tuple, set, frozenset)
-
-STAGES = 16
-LAYERS = 512
-"""Convolutions or residual blocks of a whole network."""
-EDGE = 32
-"""Of kernels and strides."""
-WIDTH = 1 << 16
-
-LAYER_KINDS = {
-    "conv_op": ("conv",),
-    "norm_op": ("batchnorm", "instancenorm", "normalization"),
-    "nonlin": ("activation",),
-    "dropout_op": ("dropout",),
-}
-"""Arguments of a network that name a class → files of `torch.nn.modules` where they may lie."""
 
 
 def values_allowed(size: int) -> int:
@@ -136,56 +120,3 @@ def refuse_strange_tensors(weights: Mapping[str, torch.Tensor]) -> None:
             )
     if total > NAMES * sum(storages.values()):
         raise CheckpointError("gives one tensor too many names; no training writes such a file.")
-
-
-def refuse_huge_network(arguments: Mapping[str, Any], dimensions: int) -> None:
-    """Refuse arguments that are none of a U-Net, before it is built.
-
-    Args:
-        arguments: `arch_kwargs` of nnU-Net's plans, with lists for all stages.
-        dimensions: Axes of kernels and strides.
-
-    Raises:
-        CheckpointError: Names the argument; the message follows the file's name.
-    """
-    layers = [arguments.get(key, []) for key in ("n_conv_per_stage", "n_blocks_per_stage", "n_conv_per_stage_decoder")]
-    numbers = {
-        "features_per_stage": (arguments["features_per_stage"], WIDTH),
-        "bottleneck_channels": (_as_list(arguments.get("bottleneck_channels") or []), WIDTH),
-        "stem_channels": (_as_list(arguments.get("stem_channels") or []), WIDTH),
-        "n_conv_per_stage": (layers[0], LAYERS),
-        "n_blocks_per_stage": (layers[1], LAYERS),
-        "n_conv_per_stage_decoder": (layers[2], LAYERS),
-    }
-    for key in ("kernel_sizes", "strides"):
-        for edges in arguments.get(key, []):
-            numbers[f"{key} {len(numbers)}"] = (edges if len(edges) == dimensions else [0], EDGE)
-    stages = [len(arguments.get(key, [])) for key in ("kernel_sizes", "strides")]
-    wrong = [
-        key
-        for key, (values, most) in numbers.items()
-        if len(values) > STAGES or not all(type(value) is int and 0 < value <= most for value in values)
-    ]
-    if wrong or max(stages) > STAGES or sum(map(sum, layers)) > LAYERS:
-        which = wrong[0].split()[0] if wrong else "its stages and layers"
-        raise CheckpointError(f"describes a network of a size that no U-Net has ({which}).")
-
-
-def refuse_other_layers(arguments: Mapping[str, Any], imports: Iterable[str]) -> None:
-    """Refuse classes that are no layer of their kind: some build networks of their own.
-
-    Raises:
-        CheckpointError: Names it; the message follows the file's name.
-    """
-    for key in imports:
-        name = arguments.get(key)
-        if name is None or key == "block":  # residual blocks are looked up among nnU-Net's two
-            continue
-        found = getattr(nn, str(name).rsplit(".", 1)[-1], None)
-        place = getattr(found, "__module__", "").rsplit(".", 1)[-1]
-        if place not in LAYER_KINDS.get(key, ()):
-            raise CheckpointError(f"names {printable(name, 100)} as its {printable(key, 30)}, which is none of torch.")
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]

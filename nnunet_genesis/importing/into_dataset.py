@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from nnunet_genesis.errors import DatasetError, GenesisError, reason
+from nnunet_genesis.errors import DatasetError, GenesisError, printable
 from nnunet_genesis.files import read_json, written_atomically
 from nnunet_genesis.importing.find import Scan, case_names, find_scans
 from nnunet_genesis.importing.journal import Journal, Record, describe
@@ -135,7 +135,7 @@ def import_scan(job: ImportJob) -> None:
                 temporary = stack.enter_context(written_atomically(output, job.workshop))
                 _write(image, first, files[0], temporary, job.link)
             except (OSError, RuntimeError) as error:
-                why = reason(str(error).strip().rpartition("\n")[2])
+                why = printable(str(error).strip().rpartition("\n")[2], 200)
                 raise DatasetError(
                     f"{output} could not be written ({why}). Make space or give access, then run the same "
                     "command again: finished cases are kept."
@@ -176,7 +176,7 @@ def _checked_folder(raw: Path, dataset_id: int, name: str, channels: Sequence[st
         raise DatasetError(f"The dataset id must be a number from 1 to 999, not {dataset_id}.")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name, flags=re.ASCII):
         raise DatasetError(
-            f'The dataset name "{reason(name, 80)}" may have letters, digits, "_" and "-" only. Change it.'
+            f'The dataset name "{printable(name, 80)}" may have letters, digits, "_" and "-" only. Change it.'
         )
     if not channels or not all(channel.strip() and channel.isprintable() for channel in channels):
         raise DatasetError("Name the channels of the scans, for example --channels CT or --channels T1,T2.")
@@ -201,7 +201,7 @@ def _check_existing(folder: Path, channels: Sequence[str]) -> None:
     ours = describe(folder, channels)
     for key in ("channel_names", "labels", "file_ending"):
         if found.get(key) != ours[key]:
-            both = f"{reason(found.get(key), 80)} instead of {reason(ours[key], 80)}"
+            both = f"{printable(found.get(key), 80)} instead of {printable(ours[key], 80)}"
             raise DatasetError(f"{folder} exists with other {key}: {both}. Use the same, or another id.")
 
 
@@ -238,7 +238,7 @@ def _note(record: Record, job: ImportJob, result: object) -> int:
     elif isinstance(result, GenesisError):
         raise result
     elif isinstance(result, Exception):
-        record.reason, record.state = reason(f"unexpected {type(result).__name__}: {result}"), ""
+        record.reason, record.state = printable(f"unexpected {type(result).__name__}: {result}", 200), ""
     else:
         record.reason, record.state = "", job.state
         return 1

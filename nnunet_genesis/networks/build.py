@@ -9,10 +9,10 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
-from nnunet_genesis.errors import DatasetError, TransferError, network_of, reason
+from nnunet_genesis.architecture_checks import check_architecture, wrong_size
+from nnunet_genesis.errors import DatasetError, TransferError, network_of, printable, reason
 from nnunet_genesis.named_classes import layer_class
-from nnunet_genesis.nnunet_dataset import check_configuration, input_channels
-from nnunet_genesis.plans_checks import check_architecture, wrong_size
+from nnunet_genesis.nnunet_dataset import check_configuration, configuration_of, input_channels
 from nnunet_genesis.unet3d import UNet3D
 
 NETWORKS = {kind.__name__: kind for kind in (PlainConvUNet, ResidualEncoderUNet, UNet3D)}
@@ -39,7 +39,7 @@ def skeleton(architecture: Mapping[str, Any], channels: int, classes: int = 1) -
         raise TransferError(f"The checkpoint holds a {name}; weights are carried from {', '.join(NETWORKS)} only.")
     if wrong := wrong_size(values):
         raise TransferError(f"The {name} that the checkpoint describes {wrong}.")
-    values |= {key: _class(values[key]) for key in imports if values.get(key) is not None}
+    values |= {key: _class(values[key], key) for key in imports if values.get(key) is not None}
     values.pop("deep_supervision", None)
     try:
         with torch.device("meta"):
@@ -49,10 +49,10 @@ def skeleton(architecture: Mapping[str, Any], channels: int, classes: int = 1) -
     return network
 
 
-def _class(name: Any) -> Any:
+def _class(name: Any, argument: str) -> type:
     """`torch.nn.modules.conv.Conv3d` → that class."""
     try:
-        return layer_class(name)
+        return layer_class(name, argument)
     except DatasetError as error:
         raise TransferError(f"The checkpoint's architecture {error}.") from None
 
@@ -79,7 +79,7 @@ def build_unet(plans_manager: Any, *arguments: Any, **options: Any) -> nn.Module
 
 def _refuse(configuration_manager: Any, plans_manager: Any) -> None:
     """nnU-Net builds networks of plans that nobody has looked at yet, e.g. of a model that was downloaded."""
-    where = f"The plans {reason(plans_manager.plans_name, 80)}"
+    where = f"The plans {printable(plans_manager.plans_name, 80)}"
     check_architecture(configuration_manager.configuration["architecture"], where)
 
 
@@ -102,7 +102,7 @@ def target_network(
     ):
         torch.manual_seed(0)
         channels, plans_manager = input_channels(plans, configuration, dataset_json), PlansManager(plans)
-        manager = plans_manager.get_configuration(configuration)
+        manager = configuration_of(plans, configuration)
         network = get_network_from_plans(
             manager.network_arch_class_name,
             manager.network_arch_init_kwargs,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnunet_genesis.corruption import RECIPES, Recipe, make_pair
 from nnunet_genesis.errors import DatasetError, GenesisError
-from nnunet_genesis.nnunet_dataset import channel_names, read_dataset_json, read_plans, refuse_cascade
+from nnunet_genesis.nnunet_dataset import channel_names, configuration_of, read_dataset_json, read_plans, refuse_cascade
 from nnunet_genesis.preflight import volumes_folder
 from nnunet_genesis.pretraining.figures import corruption_sheet
 from nnunet_genesis.pretraining.patches import VALIDATION, PatchBatches
@@ -115,12 +115,11 @@ def examples(
 def _batches(plans: dict[str, object], configuration: str, settings: PretrainingSettings) -> PatchBatches:
     """Clean patches of all volumes, in the order in which validation would walk through them."""
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     folder = str(volumes_folder(plans, configuration))
     return PatchBatches(
         volumes=infer_dataset_class(folder)(folder),
-        patch_size=tuple(PlansManager(plans).get_configuration(configuration).patch_size),
+        patch_size=tuple(configuration_of(plans, configuration).patch_size),
         batch_size=1,
         global_batch_size=1,
         first=0,

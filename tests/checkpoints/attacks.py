@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from tests.checkpoints.files import small_plans, stock
 from tests.checkpoints.replicas import generic_unet
-from tests.checkpoints.test_nnunet_v2_and_nnssl import small_plans, stock
 
 MANY = 10**10
 
@@ -183,7 +183,7 @@ def checkpoints() -> dict[str, bytes]:
         "many stages": saved(_plans_with(n_stages=10**9, features_per_stage=4, strides=2, kernel_sizes=3)),
         "stages in lists": saved(_plans_with(features_per_stage=[4] * 10_000, strides=[[1] * 3] * 10_000)),
         "a network as activation": saved(_plans_with(
-            nonlin="torch.nn.Transformer", nonlin_kwargs={"num_encoder_layers": 10**7})),
+            nonlin="torch.nn.Transformer", nonlin_kwargs={"num_encoder_layers": 10**5})),
         "wide": saved(_plans_with(features_per_stage=[10**9] * 3)),
         "plans of 2023": saved(_plans_of_2023(20_000)),
         "a chain of plans": saved(stock(small_plans()) | {"init_args": {"configuration": "0", "plans": {

@@ -40,13 +40,7 @@ def generic_unet(
         scale = (given * torch.Size(kernel).numel()) ** -0.5
         weights[f"{name}.conv.weight"] = scale * torch.randn(made, given, *kernel, generator=generator)
         weights[f"{name}.conv.bias"] = torch.randn(made, generator=generator)
-        if norm != "none":
-            weights[f"{name}.instnorm.weight"] = 1 + 0.5 * torch.randn(made, generator=generator)
-            weights[f"{name}.instnorm.bias"] = torch.randn(made, generator=generator)
-        if norm == "batch":
-            weights[f"{name}.instnorm.running_mean"] = torch.randn(made, generator=generator)
-            weights[f"{name}.instnorm.running_var"] = 0.5 + torch.rand(made, generator=generator)
-            weights[f"{name}.instnorm.num_batches_tracked"] = torch.tensor(7)
+        weights.update({f"{name}.instnorm.{key}": tensor for key, tensor in _norm(norm, made, generator).items()})
 
     def halves(name: str, given: int, made: int, kernel: Sequence[int]) -> None:
         for number in range(convs - 1):
@@ -64,6 +58,18 @@ def generic_unet(
             given = features[stage] if number else (features[stage - 1] if stage else channels)
             block(f"conv_blocks_context.{stage}.blocks.{number}", given, features[stage], kernels[stage])
     halves(f"conv_blocks_context.{last}", features[last - 1], features[last], kernels[last])
+    return weights
+
+
+def _norm(kind: str, width: int, generator: torch.Generator) -> Weights:
+    weights: Weights = {}
+    if kind != "none":
+        weights["weight"] = 1 + 0.5 * torch.randn(width, generator=generator)
+        weights["bias"] = torch.randn(width, generator=generator)
+    if kind == "batch":
+        weights["running_mean"] = torch.randn(width, generator=generator)
+        weights["running_var"] = 0.5 + torch.rand(width, generator=generator)
+        weights["num_batches_tracked"] = torch.tensor(7)
     return weights
 
 

@@ -20,7 +20,7 @@ from nnunet_genesis.checkpoints.detect import detect
 from nnunet_genesis.checkpoints.foreign import READABLE
 from nnunet_genesis.errors import CheckpointError
 from tests.checkpoints import build
-from tests.checkpoints.test_nnunet_v2_and_nnssl import small_plans
+from tests.checkpoints.files import small_plans
 
 
 def nifti() -> bytes:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.checkpoints import build
+from tests.checkpoints.files import small_plans, stock, written
 from tests.checkpoints.replicas import LUNA16_POOLS, generic_unet, original_unet3d
-from tests.checkpoints.test_nnunet_v2_and_nnssl import small_plans, stock, written
 from tests.checkpoints.test_reading import Trap
 
 

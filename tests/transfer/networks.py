@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnunet_genesis.networks.build import _class
+from nnunet_genesis.named_classes import layer_class
 from nnunet_genesis.networks.pretrained import PretrainedNetwork
 
 DNA = "dynamic_network_architectures.architectures.unet."
@@ -56,7 +56,7 @@ def build(block: dict[str, Any], channels: int = 1, classes: int = 2, seed: int 
     """The network with random weights, norms and biases."""
     import dynamic_network_architectures.architectures.unet as unets
 
-    values = {key: _class(value) if key in block["_kw_requires_import"] and value else value
+    values = {key: layer_class(value, key) if key in block["_kw_requires_import"] and value else value
               for key, value in block["arch_kwargs"].items()}  # fmt: skip
     kind = getattr(unets, block["network_class_name"].rsplit(".", 1)[-1])
     torch.manual_seed(seed)

@@ -20,6 +20,7 @@ from torch import nn
 from nnunet_genesis.finetuning import nnUNetTrainerGenesisFinetune
 from nnunet_genesis.nnunet_dataset import read_dataset_json, read_plans
 from nnunet_genesis.transfer.into_plans import target_network
+from tests.checkpoints.files import nnssl_file
 from tests.checkpoints.replicas import (
     LUNA16_POOLS,
     generic_unet,
@@ -27,7 +28,6 @@ from tests.checkpoints.replicas import (
     run_generic_unet,
     run_original_unet3d,
 )
-from tests.checkpoints.test_nnunet_v2_and_nnssl import nnssl_file
 from tests.checkpoints.test_reading import Trap
 
 FEATURES = [4, 8, 16, 32, 40, 40]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nnunet_genesis.checkpoints.architectures import PLAIN, unet
-from tests.checkpoints.test_nnunet_v2_and_nnssl import small_plans, stock
+from tests.checkpoints.files import small_plans, stock
 from tests.transfer.networks import build
 
 RESET = Path("/proc/self/clear_refs")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nnunet_genesis.checkpoints.bounds import STAGES
+from nnunet_genesis.architecture_checks import MOST_STAGES
 from nnunet_genesis.checkpoints.plain_types import plain
 from nnunet_genesis.checkpoints.trainers import NNUNET_V2
 from nnunet_genesis.errors import CheckpointError, reason
-from nnunet_genesis.nnunet_dataset import FORMER_CHANNELS, input_channels
+from nnunet_genesis.nnunet_dataset import FORMER_CHANNELS, configuration_of, input_channels
 
 BATCH_NORM = "nnUNetTrainerBN"
 """The one trainer of nnU-Net 2.8.1 that builds another U-Net than the plans say."""
@@ -33,14 +33,12 @@ def plans_of(content: Mapping[str, Any]) -> tuple[Any, dict[str, Any], tuple[str
     Raises:
         CheckpointError: The plans inside the checkpoint are incomplete.
     """
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
     try:
         given = content["init_args"]
         _refuse_many_stages(given["plans"]["configurations"])
         # resolves "inherits_from", and the way in which plans of 2023 describe networks
         plans = dict(given["plans"])
-        manager = PlansManager(plans).get_configuration(given["configuration"])
+        manager = configuration_of(plans, given["configuration"])
         described = given.get("dataset_json") or {}
         named = _are_named(described.get("channel_names", described.get(FORMER_CHANNELS)))
         facts = {
@@ -66,8 +64,8 @@ def _are_named(channels: Any) -> bool:
 def _refuse_many_stages(configurations: Mapping[str, Mapping[str, Any]]) -> None:
     """Plans of 2023 name poolings, from which nnU-Net would compute a width per stage, however many there are."""
     for configuration in configurations.values():
-        if len(configuration.get("pool_op_kernel_sizes", ())) > STAGES:
-            raise ValueError(f"more than {STAGES} stages")
+        if len(configuration.get("pool_op_kernel_sizes", ())) > MOST_STAGES:
+            raise ValueError(f"more than {MOST_STAGES} stages")
 
 
 def _with_batch_norm(architecture: Any) -> None:

@@ -1,0 +1,85 @@
+"""An architecture block from anywhere → nothing, or one line on the network that is not run or has no bounds.
+
+The same rule holds for plans and for checkpoints; small files may ask for networks of millions of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from nnunet_genesis.errors import DatasetError, printable
+from nnunet_genesis.named_classes import resolved
+
+MOST_STAGES = 20
+MOST_LAYERS = 512
+"""Convolutions or residual blocks of a whole network."""
+MOST_PARAMETERS = 2_000_000_000
+LARGEST = 100_000
+"""Number among the arguments of a network."""
+COUNTS = ("features_per_stage", "kernel_sizes", "strides")
+"""Arguments of networks that hold whole numbers and nothing else, as do those that begin with "n_"."""
+ADVICE = "Correct the file, or plan again."
+
+
+def check_architecture(architecture: Any, where: str, channels: int = 1, classes: int = 2) -> None:
+    """Refuse an architecture block that names foreign classes or makes no network of reasonable size.
+
+    Nothing is built but on torch's meta device, where tensors take no memory.
+
+    Raises:
+        DatasetError: Says what is wrong.
+    """
+    import torch
+
+    try:
+        network, values = resolved(architecture)
+    except DatasetError as error:
+        raise DatasetError(f"{where} {error}. {ADVICE}") from None
+    if wrong := wrong_size(values):
+        raise DatasetError(f"{where} {wrong}. {ADVICE}")
+    try:
+        with torch.device("meta"):
+            built = network(input_channels=channels, num_classes=classes, **{**values, "deep_supervision": True})
+        parameters = sum(parameter.numel() for parameter in built.parameters())
+    except Exception as error:  # whatever the constructor of any network raises
+        why = printable(f"{type(error).__name__}: {error}", 200)
+        raise DatasetError(f"{where} describes a network that cannot be built ({why}). {ADVICE}") from None
+    if parameters > MOST_PARAMETERS:
+        much = f"{parameters:,} parameters, more than {MOST_PARAMETERS:,}"
+        raise DatasetError(f"{where} describes a network of {much}. {ADVICE}")
+
+
+def wrong_size(arguments: Mapping[str, Any]) -> str:
+    """What among the arguments of a network would take memory or time without bounds; empty if nothing."""
+    layers = 0
+    for key, value in arguments.items():
+        counts, entries = str(key).startswith("n_"), list(_flat(value))
+        most = MOST_STAGES if key == "n_stages" else MOST_LAYERS if counts else LARGEST
+        has = f'has "{printable(key, 60)}": {printable(value, 60)}, where'
+        if len(entries) > 10 * MOST_STAGES or any(_exceeds(entry, most) for entry in entries):
+            return f"{has} numbers are at most {most:,}, and those of at most {MOST_STAGES} stages"
+        if (key in COUNTS or counts) and not all(is_whole(entry, most) for entry in entries):
+            return f"{has} whole numbers from 1 to {most:,} are needed"
+        if counts and key != "n_stages":
+            layers += sum(entries) * (1 if isinstance(value, list | tuple) else MOST_STAGES)
+    return f"has more than {MOST_LAYERS} convolutions or blocks" if layers > MOST_LAYERS else ""
+
+
+def is_whole(value: Any, most: int) -> bool:
+    """Whether it is an integer from 1 to `most`."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def _flat(value: Any) -> Iterable[Any]:
+    if isinstance(value, list | tuple):
+        for entry in value:
+            yield from _flat(entry)
+    elif isinstance(value, Mapping):
+        yield from _flat(list(value.values()))
+    else:
+        yield value
+
+
+def _exceeds(entry: Any, most: int) -> bool:
+    return isinstance(entry, int | float) and not abs(entry) <= most
