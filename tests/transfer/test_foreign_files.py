@@ -75,9 +75,9 @@ def assert_luna16_features(network: nn.Module) -> None:
     with torch.no_grad():
         ours = network.eval().encoder(image)
     assert (len(ours), len(expected)) == (4, 6)
-    for given, reference in zip(ours, expected, strict=False):
+    for made, reference in zip(ours, expected, strict=False):
         assert reference.std() > 0.1
-        torch.testing.assert_close(given, reference, rtol=0, atol=1e-4)
+        torch.testing.assert_close(made, reference, rtol=0, atol=1e-4)
 
 
 def test_v1_goes_into_plans_of_today(hippocampus: Path, luna16: Path, genesis, stock, monkeypatch, capsys):
@@ -173,9 +173,9 @@ def test_the_original_goes_into_its_own_template(chest: Path, tmp_path: Path, ge
     with torch.no_grad():
         ours = network.encoder(image)
         network(image)
-    for given, reference in zip([*ours, *seen], expected, strict=True):
+    for made, reference in zip([*ours, *seen], expected, strict=True):
         assert reference.std() > 0.01
-        torch.testing.assert_close(given, reference, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(made, reference, rtol=1e-4, atol=1e-4)
 
 
 def test_the_original_has_no_counterpart_in_nnunets_networks(hippocampus: Path, tmp_path: Path, genesis, capsys):
