@@ -7,10 +7,10 @@ CPU times are of `make_pair`, sampling included, on one core and one thread. Dev
 one; `--device cpu` runs the same code without one) are of `apply_params_batch` on a batch of two; the loading processes
 sample for it. Patches have one channel and are synthetic: smooth with 5 % noise, z-scored, float32.
 
-The recipe `released` shuffles every other patch, which makes its times bimodal: its mean over the same draws decides
-what pairs cost, not its median. Draws are stratified: exactly half of the patches are shuffled, here and in the
+The recipe `released` shuffles every other patch, which makes its times bimodal: its mean over the same samples decides
+what pairs cost, not its median. Samples are stratified: exactly half of the patches are shuffled, here and in the
 original code. The ratio to the original code is its time divided by ours (above 1: ours is faster): the totals of a
-block of our draws and a block of its draws, after one untimed draw each; the median over the rounds.
+block of our samples and a block of its samples, after one untimed sample each; the median over the rounds.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def main() -> None:
     speeds = {"cpu": bandwidth(None)} | ({"device": bandwidth(device)} if device else {})
     rows, rounds = [], {}
     for patch in options.patch:
-        draws = options.draws or (100 if math.prod(patch) <= 2**18 else 20)
-        print(f"{size(patch)}: {draws} draws …", file=sys.stderr, flush=True)
+        samples = options.samples or (100 if math.prod(patch) <= 2**18 else 20)
+        print(f"{size(patch)}: {samples} samples …", file=sys.stderr, flush=True)
         volume = smooth_volume(patch, 0)[None]
-        found, ratios = on_cpu(volume, options.reference, draws, options.rounds)
+        found, ratios = on_cpu(volume, options.reference, samples, options.rounds)
         rows += [row | _limit(row, patch, 1, speeds["cpu"]) for row in found]
         rounds |= {size(patch): ratios} if ratios else {}
         if device:
-            on_it = on_device(volume, device, draws)
+            on_it = on_device(volume, device, samples)
             rows += [row | _limit(row, patch, BATCH, speeds["device"]) for row in on_it]
     results: dict[str, Any] = {
         "machine": machine(device),
@@ -83,7 +83,12 @@ def parse_options() -> argparse.Namespace:
     add = parser.add_argument
     patch = {"type": int, "nargs": 3, "metavar": ("Z", "Y", "X")}
     add("--patch", action="append", help="patch size, repeatable (64 64 32, 128 128 128 and 160 160 160)", **patch)
-    add("--draws", type=int, metavar="N", help="even number of draws per round (100 for small patches, 20 for large)")
+    add(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="samples per round, even (100 for small patches, 20 for large)",
+    )
     add("--rounds", type=int, default=3, metavar="N", help="rounds of the full recipe (%(default)s)")
     add("--reference", type=Path, metavar="DIR", help="clone of Models Genesis; it takes patch edges from 20 voxels")
     add_device(parser, "none", "cpu")
@@ -97,8 +102,8 @@ def parse_options() -> argparse.Namespace:
     options.patch = options.patch or PATCHES
     if options.step_patch is None and options.device == "cuda":
         options.step_patch = STOCK_PATCH
-    if options.draws is not None and (options.draws < 2 or options.draws % 2):
-        parser.error("--draws must be even and at least 2: half of the patches are shuffled")
+    if options.samples is not None and (options.samples < 2 or options.samples % 2):
+        parser.error("--samples must be even and at least 2: half of the patches are shuffled")
     if options.reference:
         try:
             options.reference = Original(options.reference)
@@ -108,13 +113,13 @@ def parse_options() -> argparse.Namespace:
 
 
 def on_cpu(
-    volume: torch.Tensor, original: Original | None, draws: int, rounds: int
+    volume: torch.Tensor, original: Original | None, samples: int, rounds: int
 ) -> tuple[list[dict[str, Any]], list[float]]:
     """Rows of the CPU path, and the ratio to the original code in each round."""
     rows = []
     for name, recipe in RECIPES[RECIPE].alone().items():
-        ours = pair_times(volume, (recipe,), draws, 0)
-        theirs = part_times(volume, original, name, max(3, draws // 4)) if original else []
+        ours = pair_times(volume, (recipe,), samples, 0)
+        theirs = part_times(volume, original, name, max(3, samples // 4)) if original else []
         row = _row(volume.shape[1:], name, "CPU, one core, patch", ours)
         if theirs:
             median = 1000 * statistics.median(theirs)
@@ -122,10 +127,10 @@ def on_cpu(
         rows.append(row)
     ours, theirs, ratios = [], [], []
     for number in range(rounds):
-        block = pair_times(volume, strata(RECIPES[RECIPE]), draws, number)
+        block = pair_times(volume, strata(RECIPES[RECIPE]), samples, number)
         ours += block
         if original:
-            reference = original_times(volume, original, draws, number)
+            reference = original_times(volume, original, samples, number)
             theirs += reference
             ratios.append(sum(reference) / sum(block))
     row = _row(volume.shape[1:], RECIPE, "CPU, one core, patch", ours)
@@ -134,40 +139,40 @@ def on_cpu(
     return [*rows, row], ratios
 
 
-def pair_times(volume: torch.Tensor, recipes: Sequence[Recipe], draws: int, seed: int) -> list[float]:
+def pair_times(volume: torch.Tensor, recipes: Sequence[Recipe], samples: int, seed: int) -> list[float]:
     """Times of our pairs in turn with each recipe, after an untimed one."""
-    make_pair(volume, recipes[-1], np.random.default_rng([seed, draws]))
-    generators = [np.random.default_rng([seed, k]) for k in range(draws)]
+    make_pair(volume, recipes[-1], np.random.default_rng([seed, samples]))
+    generators = [np.random.default_rng([seed, k]) for k in range(samples)]
     return [
         seconds(lambda k=k, rng=rng: make_pair(volume, recipes[k % len(recipes)], rng))  # type: ignore[misc]
         for k, rng in enumerate(generators)
     ]
 
 
-def original_times(volume: torch.Tensor, original: Original, draws: int, seed: int) -> list[float]:
+def original_times(volume: torch.Tensor, original: Original, samples: int, seed: int) -> list[float]:
     """Times of the original code's pairs, every other one shuffled, after an untimed one."""
     patch = volume.numpy()
     original.seed(seed)
     original.pair(patch, shuffled=True)
-    return [seconds(lambda k=k: original.pair(patch, shuffled=k % 2 == 1)) for k in range(draws)]  # type: ignore[misc]
+    return [seconds(lambda k=k: original.pair(patch, shuffled=k % 2 == 1)) for k in range(samples)]  # type: ignore[misc]
 
 
-def part_times(volume: torch.Tensor, original: Original, name: str, draws: int) -> list[float]:
+def part_times(volume: torch.Tensor, original: Original, name: str, samples: int) -> list[float]:
     """Times of one corruption of the original code, after an untimed call."""
     patch, part = volume.numpy(), original.parts[name]
     original.seed(0)
     part(patch)
-    return [seconds(lambda: part(patch)) for _ in range(draws)]
+    return [seconds(lambda: part(patch)) for _ in range(samples)]
 
 
-def on_device(volume: torch.Tensor, device: torch.device, draws: int) -> list[dict[str, Any]]:
+def on_device(volume: torch.Tensor, device: torch.device, samples: int) -> list[dict[str, Any]]:
     """Rows of the batched path."""
     clean, rng = torch.stack([volume, volume.flip(1)]).to(device), np.random.default_rng(0)
     batches = {
-        name: [[sample_params(volume.shape, recipe, rng) for _ in range(BATCH)] for _ in range(draws)]
+        name: [[sample_params(volume.shape, recipe, rng) for _ in range(BATCH)] for _ in range(samples)]
         for name, recipe in RECIPES[RECIPE].alone().items()
     }
-    batches[RECIPE] = batches_of(RECIPES[RECIPE], volume.shape, 4 * math.ceil(draws / 4))
+    batches[RECIPE] = batches_of(RECIPES[RECIPE], volume.shape, 4 * math.ceil(samples / 4))
     rows = []
     for name, params in batches.items():
         for one in params[-3:]:
@@ -179,7 +184,7 @@ def on_device(volume: torch.Tensor, device: torch.device, draws: int) -> list[di
 
 def _row(patch: Sequence[int], name: str, path: str, times: Sequence[float]) -> dict[str, Any]:
     median, mean = 1000 * statistics.median(times), 1000 * statistics.mean(times)
-    return {"patch": size(patch), "corruption": name, "path": path, "draws": len(times), "median_ms": median,
+    return {"patch": size(patch), "corruption": name, "path": path, "samples": len(times), "median_ms": median,
             "mean_ms": mean}  # fmt: skip
 
 
@@ -191,12 +196,12 @@ def _limit(row: dict[str, Any], patch: Sequence[int], patches: int, bytes_per_se
 
 def report(results: dict[str, Any], device: torch.device | None) -> None:
     """Print the tables."""
-    keys = ("patch", "corruption", "path", "draws", "median_ms", "mean_ms", "original_ms", "ratio_to_original")
+    keys = ("patch", "corruption", "path", "samples", "median_ms", "mean_ms", "original_ms", "ratio_to_original")
     header = (
         "patch",
         "corruption",
         "path",
-        "draws",
+        "samples",
         "median ms",
         "mean ms",
         "original ms",

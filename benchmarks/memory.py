@@ -18,7 +18,7 @@ from nnunet_genesis.corruption import RECIPES, compile_loops, make_pair
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 FLOAT32 = 4
-DRAWS = 8
+PAIRS = 8
 
 
 def can_be_told(patch: Sequence[int]) -> bool:
@@ -29,7 +29,7 @@ def can_be_told(patch: Sequence[int]) -> bool:
 def memory_copies(patch: Sequence[int]) -> float:
     """Peak memory of the CPU path beyond the patch itself, in copies of the patch (float32, one channel).
 
-    In a fresh process, whose high-water mark of resident memory is set back before the draws, and whose malloc keeps
+    In a fresh process, whose high-water mark of resident memory is set back before the pairs, and whose malloc keeps
     nothing large that was freed (it would be used again unseen). `ru_maxrss` would not do: it cannot be set back, and
     starts at the peak of the process that started this one. tracemalloc does not see what torch allocates.
     """
@@ -47,7 +47,7 @@ def growth(patch: Sequence[int]) -> float:
         make_pair(torch.arange(4096.0).view(1, 16, 16, 16), recipe, np.random.default_rng(0))
     RESET.write_text("5")
     before = _resident("VmRSS")
-    for k in range(DRAWS):
+    for k in range(PAIRS):
         make_pair(volume, halves[k % 2], np.random.default_rng(k))
     return (_resident("VmHWM") - before) / (FLOAT32 * math.prod(patch))
 

@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(printable(f"nnunet_genesis {chosen.command}: {error}"), file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"nnunet_genesis {chosen.command}: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        text = f"nnunet_genesis {chosen.command}: {error.filename or ''}: {error.strerror or error}"
+        print(printable(text), file=sys.stderr)
         return 1
     except MemoryError:
         print(
@@ -231,12 +232,12 @@ def _preview(chosen: argparse.Namespace) -> int:
     from nnunet_genesis.pretraining.preview import preview
 
     dataset = dataset_name(chosen.d)
-    drawn = preview(
+    shown = preview(
         dataset, chosen.p, chosen.c, chosen.o, recipe=chosen.recipe, channel=chosen.channel, rows=chosen.n
     )  # fmt: skip
-    if drawn.defaults:
+    if shown.defaults:
         print(f"The plans {chosen.p} have no settings for pre-training: the defaults hold.")
-    print(f"Wrote {chosen.o}: patches of {', '.join(drawn.cases)}.")
+    print(f"Wrote {chosen.o}: patches of {', '.join(shown.cases)}.")
     return 0
 
 

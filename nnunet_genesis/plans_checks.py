@@ -125,9 +125,9 @@ def _whole(plans: Mapping[str, Any], configuration: str, where: str) -> dict[str
 
 
 def _check(block: Mapping[str, Any], rules: Sequence[Rule], where: str) -> None:
-    for key, holds, wanted in rules:
+    for key, holds, rule in rules:
         if not holds(block.get(key)):
-            _refuse(_shown(block, key, wanted), where)
+            _refuse(_shown(block, key, rule), where)
 
 
 def _check_names(block: Mapping[str, Any], where: str) -> None:
@@ -141,9 +141,9 @@ def _refuse(wrong: str, where: str) -> NoReturn:
     raise DatasetError(f"{where} {wrong}. {ADVICE}")
 
 
-def _shown(block: Mapping[str, Any], key: str, wanted: str) -> str:
+def _shown(block: Mapping[str, Any], key: str, rule: str) -> str:
     given = printable(repr(block[key]), 80) if key in block else "missing"
-    return f'has "{key}": {given}, which must be {wanted}'
+    return f'has "{key}": {given}, which must be {rule}'
 
 
 def _are_configurations(blocks: Any) -> bool:

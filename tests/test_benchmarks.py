@@ -77,7 +77,7 @@ def test_corruptions(tmp_path: Path):
     (tmp_path / "clone" / "competition").mkdir(parents=True)
     (tmp_path / "clone" / "competition" / "utils.py").write_text(STAND_IN)
     results, printed = run(
-        "corruptions.py", tmp_path / "results.json", "--patch", 20, 22, 24, "--draws", 2, "--rounds", 2, "--reference",
+        "corruptions.py", tmp_path / "results.json", "--patch", 20, 22, 24, "--samples", 2, "--rounds", 2, "--reference",
         tmp_path / "clone", "--device", "cpu", "--step-patch", 16, 16, 16, "--step-features", 2, 4, "--step-repeats", 2,
     )  # fmt: skip
     assert all(number > 0 and math.isfinite(number) for number in numbers(results))
@@ -93,7 +93,7 @@ def test_corruptions(tmp_path: Path):
         assert row["share_of_limit"] == pytest.approx(1000 * fastest / row["mean_ms"])
     # the stand-in sleeps 0.2 s or 0.4 s, equally often
     full = results["timings"][4]
-    assert full["draws"] == 4
+    assert full["samples"] == 4
     assert full["original_ms"] >= 300
     rounds = results["ratio_to_reference_by_round"]["20x22x24"]
     assert len(rounds) == 2

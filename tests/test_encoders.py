@@ -138,12 +138,12 @@ def test_other_channels_share_the_filters(kind, tmp_path):
 
 def test_a_checkpoint_without_channel_names(tmp_path):
     network = periodic(build(architecture(), 2))
-    torch.save(network.state_dict(), tmp_path / "bare.pth")
-    assert len(nnunet_genesis.encoder(tmp_path / "bare.pth").channels) == 2
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    assert len(nnunet_genesis.encoder(tmp_path / "weights.pth").channels) == 2
     with pytest.warns(
         UserWarning, match="input channels PET, CT for unnamed channel 0, unnamed channel 1: by position"
     ):
-        encoder = nnunet_genesis.encoder(tmp_path / "bare.pth", channels=["PET", "CT"])
+        encoder = nnunet_genesis.encoder(tmp_path / "weights.pth", channels=["PET", "CT"])
     assert torch.equal(
         encoder.stages.stages[0][0].convs[0].conv.weight, network.encoder.stages[0][0].convs[0].conv.weight
     )

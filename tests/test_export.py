@@ -140,9 +140,9 @@ def test_stock_nnunet_zips_it(trained, model):
           "-c", "3d_fullres", "-p", "nnUNetPlans_scratch", "-f", 0, 1)  # fmt: skip
     names = zipfile.ZipFile(trained / "model.zip").namelist()
     below = f"Dataset004_Target/{STOCK}3d_fullres"
-    wanted = ("plans.json", "fold_0/checkpoint_final.pth", "fold_1/checkpoint_final.pth", "fold_1/validation/summary.json",
+    needed = ("plans.json", "fold_0/checkpoint_final.pth", "fold_1/checkpoint_final.pth", "fold_1/validation/summary.json",
               "crossval_results_folds_0_1/postprocessing.pkl")  # fmt: skip
-    assert {f"{below}/{name}" for name in wanted} <= set(names)
+    assert {f"{below}/{name}" for name in needed} <= set(names)
 
 
 def test_files_are_nnunets_own(model):

@@ -145,7 +145,7 @@ def read_pretrained(path: Path) -> PretrainedNetwork:
     """Read a checkpoint of any known kind, told by its content, without running code from it.
 
     Known are checkpoints of nnU-Net v2, nnU-Net v1 (with or without the `.pkl` of plans beside it), nnssl, the 3D U-Net
-    of Models Genesis and SuPreM, and bare state dicts of these networks, also as safetensors. A file may ask for memory
+    of Models Genesis and SuPreM, and state dicts of these networks, also as safetensors. A file may ask for memory
     and time of its size only.
 
     Raises:

@@ -71,8 +71,8 @@ def validate(weights: Mapping[str, torch.Tensor], architecture: Any) -> Validate
     strange = [name for name in weights.keys() - first_names if name.startswith(("encoder.", "decoder."))]
     if needed or wrong or strange:
         raise CheckpointError(_disagreement(block, needed, wrong, sorted(strange), weights, of_network))
-    held = {name: weights[name] for name in first_names if name in weights}
-    return Validated(held, block, channels, _remarks(weights, held, missing, of_network))
+    used = {name: weights[name] for name in first_names if name in weights}
+    return Validated(used, block, channels, _remarks(weights, used, missing, of_network))
 
 
 def _classes(weights: Mapping[str, torch.Tensor]) -> int:
@@ -80,11 +80,11 @@ def _classes(weights: Mapping[str, torch.Tensor]) -> int:
     return next((tensor.shape[0] for name, tensor in weights.items() if HEADS in name and tensor.ndim), 2)
 
 
-def _fits(name: str, held: torch.Tensor, of_network: torch.Tensor) -> bool:
-    if not held.is_floating_point() and not name.endswith(COUNTER):
+def _fits(name: str, tensor: torch.Tensor, of_network: torch.Tensor) -> bool:
+    if not tensor.is_floating_point() and not name.endswith(COUNTER):
         return False
-    any_kernel = name.startswith("decoder.stages.") and held.ndim == of_network.ndim > 1
-    return held.shape[:2] == of_network.shape[:2] if any_kernel else held.shape == of_network.shape
+    any_kernel = name.startswith("decoder.stages.") and tensor.ndim == of_network.ndim > 1
+    return tensor.shape[:2] == of_network.shape[:2] if any_kernel else tensor.shape == of_network.shape
 
 
 def _disagreement(
@@ -97,10 +97,10 @@ def _disagreement(
 ) -> str:
     name = block["network_class_name"].rsplit(".", 1)[1]
     if wrong:
-        held, example = weights[wrong[0]], wrong[0]
+        tensor, example = weights[wrong[0]], wrong[0]
         shape = tuple(of_network[example].shape)
-        example += f" has shape {tuple(held.shape)} in place of {shape}" if held.shape != shape else (
-            f" holds {str(held.dtype).removeprefix('torch.')} in place of numbers with a point")  # fmt: skip
+        example += f" has shape {tuple(tensor.shape)} in place of {shape}" if tensor.shape != shape else (
+            f" holds {str(tensor.dtype).removeprefix('torch.')} in place of numbers with a point")  # fmt: skip
     else:
         example = f"{missing[0]} is missing" if missing else f"{strange[0][:100]} does not belong to it"
     more = len(missing) + len(wrong) + len(strange) - 1
@@ -109,14 +109,14 @@ def _disagreement(
 
 def _remarks(
     weights: Mapping[str, torch.Tensor],
-    held: Mapping[str, torch.Tensor],
+    used: Mapping[str, torch.Tensor],
     missing: list[str],
     of_network: Mapping[str, torch.Tensor],
 ) -> tuple[str, ...]:
     absent = [name for name in missing if name.startswith("decoder.") and HEADS not in name]
-    decoder = [name for name in held if name.startswith("decoder.") and HEADS not in name]
-    left = [name for name in weights if name not in held]
-    kernels = [name for name in decoder if held[name].shape != of_network[name].shape]
+    decoder = [name for name in used if name.startswith("decoder.") and HEADS not in name]
+    left = [name for name in weights if name not in used]
+    kernels = [name for name in decoder if used[name].shape != of_network[name].shape]
     remarks = []
     if absent:
         share = f"{len(absent)} of {len(absent) + len(decoder)} decoder tensors are missing"

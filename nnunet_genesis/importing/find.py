@@ -31,13 +31,13 @@ class Scan:
     Attributes:
         source: What reports call it and what identifies it in later runs: the path of its file, or a
             path-like name of its channel group (`folder/stem_*`) or DICOM series (`folder/series UID`).
-        wanted: Case name before it is made unique.
+        proposed: Case name before it is made unique.
         channels: For each channel its files: one image file, or the ordered slices of a DICOM series.
         flaw: Why it cannot be imported, where names and folders tell already; else empty.
     """
 
     source: str
-    wanted: str
+    proposed: str
     channels: tuple[tuple[Path, ...], ...] = ()
     flaw: str = ""
 
@@ -93,7 +93,7 @@ def case_names(scans: Sequence[Scan], recorded: Mapping[str, str]) -> dict[str, 
     taken = {name.lower() for name in recorded.values()}
     for scan in scans:
         if scan.source not in names and not scan.flaw:
-            name = scan.wanted
+            name = scan.proposed
             if name.lower() in taken:
                 name = f"{name}-{_hash(scan.source)}"
             taken.add(name.lower())
@@ -175,10 +175,10 @@ def _image_files(folder: Path, files: Sequence[str], parts: tuple[str, ...], cha
                 yield _single(folder / name, _safe(*parts, kept), channels)
 
 
-def _single(file: Path, wanted: str, channels: int) -> Scan:
+def _single(file: Path, proposed: str, channels: int) -> Scan:
     expected = " and ".join(f"_{number:04d}" for number in (0, channels - 1))
     flaw = "" if channels == 1 else f"has no channel number: the files of a case must end in {expected}"
-    return Scan(str(file), wanted, ((file,),), flaw)
+    return Scan(str(file), proposed, ((file,),), flaw)
 
 
 def _channel_flaw(numbers: list[str], channels: int) -> str:

@@ -159,7 +159,7 @@ def _block(place: Place, block: nn.Module, names: dict[int, str], up_sampled: in
 
 
 def _layer(place: Place, unit: Any, names: dict[int, str], up_sampled: int = 0, last: bool = False) -> Layer:
-    """Describe a bare convolution or a unit with `conv` and `norm`."""
+    """Describe a convolution alone, or a unit with `conv` and `norm`."""
     conv = unit if isinstance(unit, _ConvNd) else unit.conv
     tensors = {role: names[id(tensor)] for role, tensor in conv.state_dict(keep_vars=True).items()}
     norm = getattr(unit, "norm", None)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from nnunet_genesis.checkpoints.architectures import PLAIN, RESIDUAL, unet
+from nnunet_genesis.checkpoints.architectures import PLAIN, RESIDUAL, checked, unet
 from nnunet_genesis.checkpoints.detect import detect
 from nnunet_genesis.checkpoints.names import canonical_name
 from nnunet_genesis.checkpoints.reading import read_pretrained
@@ -105,3 +105,12 @@ def test_names_of_a_tensor_are_told_apart_as_the_network_does(template, changes)
     block["arch_kwargs"] |= changes
     for first, names in name_groups(build(block, 3)).items():
         assert {canonical_name(name) for name in names} == {first}
+
+
+@pytest.mark.parametrize("key", ["strides", "kernel_sizes"])
+def test_kernels_and_strides_have_the_axes_of_the_convolutions(key):
+    block = small_plans()["configurations"]["3d_fullres"]["architecture"]
+    assert checked(block)
+    block["arch_kwargs"][key] = [entry[1:] for entry in block["arch_kwargs"][key]]
+    with pytest.raises(CheckpointError, match="kernels or strides of other axes than its convolutions"):
+        checked(block)

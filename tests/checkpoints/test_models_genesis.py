@@ -40,9 +40,9 @@ def test_it_restores_what_the_original_restores(tmp_path: Path, shape, training)
     image = torch.rand(shape)
     with torch.no_grad():
         restored = torch.sigmoid(network(image))
-    wanted = run_original_unet3d(original_unet3d(8), image)
-    assert wanted.std() > 0.01
-    torch.testing.assert_close(restored, wanted, rtol=0, atol=1e-5)
+    expected = run_original_unet3d(original_unet3d(8), image)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(restored, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("legacy", [True, False])
@@ -157,11 +157,11 @@ def test_suprem_is_the_same_network_with_other_intensities(tmp_path: Path, part)
     network, features = build(source, 1).eval(), []
     assert network.load_state_dict(source.weights, strict=False).unexpected_keys == []
     network.decoder.stages[-1].register_forward_hook(lambda *found: features.append(found[-1]))
-    image, wanted = torch.rand(1, 1, 16, 16, 16), []
-    run_original_unet3d(original_unet3d(8), image, wanted)  # the statistics of the batch, not those in the file
+    image, expected = torch.rand(1, 1, 16, 16, 16), []
+    run_original_unet3d(original_unet3d(8), image, expected)  # the statistics of the batch, not those in the file
     with torch.no_grad():
         network(image)
-    torch.testing.assert_close(features[0], wanted[-1], rtol=0, atol=1e-4)
+    torch.testing.assert_close(features[0], expected[-1], rtol=0, atol=1e-4)
 
 
 def test_who_trained_weights_without_a_restoration_head_is_not_guessed():

@@ -43,9 +43,9 @@ def test_the_luna16_network_gives_the_same_outputs(tmp_path: Path, shape, legacy
     with torch.no_grad():
         ours, reference = network.eval()(image), run_generic_unet(weights, image, LUNA16_POOLS)
     assert len(ours) == len(reference) == 5
-    for given_, wanted in zip(ours, reference, strict=True):
-        assert wanted.std() > 0.1
-        torch.testing.assert_close(given_, wanted, rtol=0, atol=1e-4)
+    for given_, expected in zip(ours, reference, strict=True):
+        assert expected.std() > 0.1
+        torch.testing.assert_close(given_, expected, rtol=0, atol=1e-4)
 
 
 def test_the_published_sizes():
@@ -69,8 +69,8 @@ def test_any_network_with_equal_kernels_gives_the_same_outputs(data, dimensions,
     network = loaded(source, 3)
     image = torch.randn(2, channels, *[16] * dimensions)
     with torch.no_grad():
-        for ours, wanted in zip(network(image), run_generic_unet(weights, image, pools), strict=True):
-            torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
+        for ours, expected in zip(network(image), run_generic_unet(weights, image, pools), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_kernels_of_the_decoder_are_kept_as_v1_has_them():
@@ -114,13 +114,13 @@ def test_networks_of_its_variants_give_the_same_outputs(trainer, norm, activatio
     image = torch.randn(2, 1, *[16] * len(pools[0]))
     with torch.no_grad():
         ours = loaded(source, 2).eval()(image)
-        wanted = run_generic_unet(weights, image, pools, activation=activation, activation_first=first)
+        expected = run_generic_unet(weights, image, pools, activation=activation, activation_first=first)
         heads = [weights.get(f"seg_outputs.{level}.bias", torch.zeros(2)) for level in (1, 0)]
         usual = run_generic_unet(weights, image, pools)
-    for given_, reference, bias in zip(ours, wanted, heads, strict=True):
+    for given_, reference, bias in zip(ours, expected, heads, strict=True):
         reference = reference + bias.view(-1, *[1] * len(pools[0]))
         torch.testing.assert_close(given_, reference, rtol=0, atol=1e-5 * float(reference.abs().max()))
-    assert torch.equal(wanted[0], usual[0]) == (activation is leaky and not first)  # the variant matters
+    assert torch.equal(expected[0], usual[0]) == (activation is leaky and not first)  # the variant matters
 
 
 @pytest.mark.parametrize(("trainer", "norm"), [("GN", "group"), ("FRN", "filter response")])

@@ -68,10 +68,10 @@ def bent_value(value: float, params: IntensityParams, low: float, high: float) -
         if not params.decreasing:
             return value
         return high + (low - value) if value < low else low - (value - high)
-    wanted, below, above = (value - low) / (high - low), 0.0, 1.0
+    expected, below, above = (value - low) / (high - low), 0.0, 1.0
     for _ in range(80):
         middle = (below + above) / 2
-        below, above = (middle, above) if point(0, middle) < wanted else (below, middle)
+        below, above = (middle, above) if point(0, middle) < expected else (below, middle)
     share = point(1, (below + above) / 2)
     return low + (high - low) * (1 - share if params.decreasing else share)
 

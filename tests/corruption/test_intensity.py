@@ -39,8 +39,8 @@ def test_the_map_is_one_to_one_on_all_numbers(bend, params, low, width):
 @given(curves)
 def test_the_range_is_mapped_onto_itself(bend, params):
     ends = bend(torch.tensor([-2.0, 3.0], dtype=torch.float64), params, -2.0, 3.0)
-    wanted = [3.0, -2.0] if params.decreasing else [-2.0, 3.0]
-    assert ends.tolist() == pytest.approx(wanted, abs=1e-12)
+    expected = [3.0, -2.0] if params.decreasing else [-2.0, 3.0]
+    assert ends.tolist() == pytest.approx(expected, abs=1e-12)
     within = bend(torch.linspace(-2, 3, 999), params, -2.0, 3.0)
     assert -2 <= float(within.min()) <= float(within.max()) <= 3
 
@@ -49,9 +49,9 @@ def test_the_range_is_mapped_onto_itself(bend, params):
 @given(curves)
 def test_knots_agree_with_bisection(params):
     picked = np.linspace(0, KNOTS - 1, 12).astype(int)
-    wanted = [bent_value(knot / (KNOTS - 1), params, 0.0, 1.0) for knot in picked]
+    expected = [bent_value(knot / (KNOTS - 1), params, 0.0, 1.0) for knot in picked]
     # a curve that stands upright (x stationary) is steep between two entries of the table over t
-    np.testing.assert_allclose(params.table()[picked], wanted, atol=5e-4)
+    np.testing.assert_allclose(params.table()[picked], expected, atol=5e-4)
 
 
 @pytest.mark.parametrize("bend", WAYS)
@@ -62,16 +62,16 @@ def test_any_value_agrees_with_bisection(bend, seed, dtype):
     values = torch.linspace(-7, 9, 41, dtype=dtype)
     out = bend(values, params, -4.0, 6.0)
     assert out.dtype == dtype
-    wanted = [bent_value(value, params, -4.0, 6.0) for value in values.tolist()]
-    np.testing.assert_allclose(out.double().numpy(), wanted, atol=0.02)
+    expected = [bent_value(value, params, -4.0, 6.0) for value in values.tolist()]
+    np.testing.assert_allclose(out.double().numpy(), expected, atol=0.02)
 
 
 @pytest.mark.parametrize("bend", WAYS)
 @pytest.mark.parametrize("params", EXTREME)
 def test_extreme_curves_agree_at_the_knots(bend, params):
     values = torch.arange(KNOTS, dtype=torch.float64) / (KNOTS - 1)
-    wanted = [bent_value(float(value), params, 0.0, 1.0) for value in values[::73]]
-    np.testing.assert_allclose(bend(values, params, 0.0, 1.0)[::73].numpy(), wanted, atol=5e-4)
+    expected = [bent_value(float(value), params, 0.0, 1.0) for value in values[::73]]
+    np.testing.assert_allclose(bend(values, params, 0.0, 1.0)[::73].numpy(), expected, atol=5e-4)
 
 
 @pytest.mark.parametrize("bend", WAYS)

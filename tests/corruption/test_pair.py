@@ -87,12 +87,12 @@ def test_both_paths_do_the_same_but_for_permutations_and_noise(recipe, shape, se
     params = [sample_params(patches.shape[1:], still, rng(seed + n)) for n in range(3)]
     together = apply_params_batch(patches, params)
     for patch, one, out, target in zip(patches, params, *together, strict=True):
-        wanted, clean = apply_params(patch, one)
+        expected, clean = apply_params(patch, one)
         assert bits(target) == bits(clean)
         for channel, corruptions in enumerate(one.channels):
             painted = [cutout.replaced(shape) for cutout in corruptions[2:3] if cutout is not None]
             kept = ~torch.from_numpy(np.logical_or.reduce([np.zeros(shape, dtype=bool), *painted]))
-            torch.testing.assert_close(out[channel][kept], wanted[channel][kept], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(out[channel][kept], expected[channel][kept], rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=20, deadline=None)
@@ -137,11 +137,11 @@ def test_flips_mirror_both_halves_alike_and_once(applied, shape, seed):
     patch = noise((2, *shape), seed)
     recipe = dataclasses.replace(light(RECIPES["paper"]), flip_probability=0.5)
     params = sample_params(patch.shape, recipe, rng(seed))
-    wanted = patch.numpy()[
+    expected = patch.numpy()[
         (slice(None), *(slice(None, None, -1 if a in params.flips else 1) for a in range(len(shape))))
     ]
     corrupted, clean = applied(patch, params)
-    assert np.array_equal(clean.numpy(), wanted)
+    assert np.array_equal(clean.numpy(), expected)
     mirrored_before = applied(clean, dataclasses.replace(params, flips=()))
     assert [bits(half) for half in mirrored_before] == [bits(corrupted), bits(clean)]
     still = dataclasses.replace(params, channels=sample_params(patch.shape, IDENTITY, rng()).channels)

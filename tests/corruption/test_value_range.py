@@ -22,10 +22,10 @@ def test_both_ends_occur_in_order(shape, seed, dtype):
 @given(shapes, seeds)
 def test_small_patches_give_plain_percentiles(shape, seed):
     channel = noise(shape, seed)
-    wanted = np.percentile(channel.double().numpy(), (5, 95))
+    expected = np.percentile(channel.double().numpy(), (5, 95))
     spread = np.sort(channel.double().numpy().ravel())
     tolerance = np.diff(spread).max() if spread.size > 1 else 0
-    np.testing.assert_allclose(value_range(channel, (5, 95)), wanted, atol=tolerance + 1e-6)
+    np.testing.assert_allclose(value_range(channel, (5, 95)), expected, atol=tolerance + 1e-6)
 
 
 def test_a_large_patch_is_judged_on_all_its_axes():
@@ -56,9 +56,9 @@ def test_a_constant_channel_has_one_value(value):
 
 def test_only_finite_voxels_count():
     channel = noise((20, 20))
-    wanted = value_range(channel[:, 2:], ROBUST)
+    expected = value_range(channel[:, 2:], ROBUST)
     channel[:, 0], channel[:10, 1], channel[10:, 1] = torch.nan, torch.inf, -torch.inf
-    assert value_range(channel, ROBUST) == wanted
+    assert value_range(channel, ROBUST) == expected
     assert value_range(torch.full((3, 3), torch.nan), ROBUST) == (0.0, 0.0)
 
 

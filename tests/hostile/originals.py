@@ -35,8 +35,8 @@ CHECKPOINTS = {
     "nnU-Net v1, file of plans": "files/v1.model.pkl",
     "nnssl": "files/nnssl.pth",
     "Models Genesis": "files/original.pt",
-    "bare .pth": "files/bare.pth",
-    "safetensors": "files/bare.safetensors",
+    "state dict .pth": "files/weights.pth",
+    "safetensors": "files/weights.safetensors",
 }
 SCAN_FILES = {kind: f"scans{kind}/scan{kind}" for kind in (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")}
 SLICE = "scans.dcm/slice01.dcm"
@@ -97,7 +97,7 @@ def _write_checkpoints(base: Path) -> None:
     content = _checkpoint(base, "nnUNetPlans", "nnUNetTrainer")
     torch.save(content, base / CHECKPOINTS["nnU-Net v2"])
     weights = content["network_weights"]
-    torch.save(weights, base / CHECKPOINTS["bare .pth"])
+    torch.save(weights, base / CHECKPOINTS["state dict .pth"])
     save_file({name: tensor.clone() for name, tensor in weights.items()}, base / CHECKPOINTS["safetensors"])
     v1 = {"epoch": 6, "state_dict": OrderedDict(generic_unet([2, 4, 4], [[2, 2, 2]] * 2)), "optimizer_state_dict": {}}
     torch.save(v1, base / CHECKPOINTS["nnU-Net v1"], _use_new_zipfile_serialization=False)

@@ -25,14 +25,14 @@ def found(root: Path, *sources: Path, channels: int = 1, skip: Path | None = Non
     return {os.path.relpath(scan.source, root): scan for scan in scans}
 
 
-def wanted(scans: dict[str, Scan]) -> dict[str, str]:
-    return {source: scan.wanted for source, scan in scans.items()}
+def proposed(scans: dict[str, Scan]) -> dict[str, str]:
+    return {source: scan.proposed for source, scan in scans.items()}
 
 
 def test_images_by_their_ending_in_the_order_of_their_paths(source):
     touch(source, "b.nii.gz", "a.nii", "sub/C.NRRD", "sub/d.mha", "sub/deep/e.mhd", "sub/deep/e.raw", "f.NII.GZ",
           "g.img", "g.hdr", "h.zraw", "i.txt", "j.nii.bak", "k.gz", "sub/nii.gz")  # fmt: skip
-    assert list(wanted(found(source)).items()) == [
+    assert list(proposed(found(source)).items()) == [
         ("a.nii", "a"), ("b.nii.gz", "b"), ("f.NII.GZ", "f"), ("sub/C.NRRD", "sub_C"), ("sub/d.mha", "sub_d"),
         ("sub/deep/e.mhd", "sub_deep_e"),
     ]  # fmt: skip
@@ -55,17 +55,17 @@ def test_links_are_followed_once(source, tmp_path):
     (source / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "elsewhere")
     (source / "zagain").symlink_to(tmp_path / "elsewhere")
-    assert wanted(found(source)) == {"link/a.nii": "link_a"}
+    assert proposed(found(source)) == {"link/a.nii": "link_a"}
     (source / "gone.nii").symlink_to("nowhere")  # reading will say so
     assert "gone.nii" in found(source)
 
 
 def test_a_scan_reached_twice_is_named_after_the_first_source(source):
     (file,) = touch(source, "sub/a.nii")
-    assert wanted(found(source, source, source / "sub", file)) == {"sub/a.nii": "sub_a"}
-    assert wanted(found(source, source / "sub", source)) == {"sub/a.nii": "a"}
+    assert proposed(found(source, source, source / "sub", file)) == {"sub/a.nii": "sub_a"}
+    assert proposed(found(source, source / "sub", source)) == {"sub/a.nii": "a"}
     relative = Path(os.path.relpath(file))
-    assert wanted(found(source, relative)) == {"sub/a.nii": "a"}
+    assert proposed(found(source, relative)) == {"sub/a.nii": "a"}
 
 
 def test_a_folder_that_cannot_be_listed_is_reported(source, monkeypatch):
@@ -98,7 +98,7 @@ CHANNELS = {
 def test_the_channel_files_of_a_case(source, names):
     touch(source, *names)
     ((path, scan),) = found(source, channels=2).items()
-    assert (path, scan.wanted, scan.flaw) == ("p_*", "p", CHANNELS[names])
+    assert (path, scan.proposed, scan.flaw) == ("p_*", "p", CHANNELS[names])
     assert [file.stem for (file,) in scan.channels] == sorted(Path(name).stem for name in names)
 
 
@@ -122,7 +122,7 @@ def test_numbered_files_of_one_channel(source):
     touch(source, "a_0000.nii", "b_0003.nii", "c_0001.nii", "c_0002.nii", "d_0000.nii", "d_0000.mha", "sub/e_0000.nii",
           "sub/e_0001.nii")  # fmt: skip
     scans = found(source)
-    assert wanted(scans) == {
+    assert proposed(scans) == {
         "a_0000.nii": "a", "b_0003.nii": "b_0003", "c_0001.nii": "c_0001", "c_0002.nii": "c_0002",
         "d_0000.nii": "d", "d_0000.mha": "d", "sub/e_*": "sub_e",
     }  # fmt: skip
@@ -146,12 +146,12 @@ def test_dicom_series_and_what_is_none(source):
     touch(source, "ct/broken.dcm", "ct/notes.txt", "ct/.hidden.dcm", "ct/odd.DCM", "plain/a.nii", "plain/b.raw")
     scans = found(source)
     assert list(scans) == ["ct/broken.dcm", "ct/odd.DCM", "ct/series 1.2.3.4", "ct/series 1.2.3.5", "plain/a.nii"]
-    assert [wanted(scans)[name] for name in list(scans)[:4]] == ["ct_broken.dcm", "ct_odd.DCM", "ct", "ct"]
+    assert [proposed(scans)[name] for name in list(scans)[:4]] == ["ct_broken.dcm", "ct_odd.DCM", "ct", "ct"]
     assert scans["ct/series 1.2.3.4"].channels == (tuple(one),)
     assert "no DICOM image" in scans["ct/broken.dcm"].flaw
     assert not scans["ct/series 1.2.3.4"].flaw
-    assert wanted(found(source, source / "ct"))["ct/series 1.2.3.4"] == "ct"
-    assert wanted(found(source, one[0])) == wanted(found(source, source / "ct"))
+    assert proposed(found(source, source / "ct"))["ct/series 1.2.3.4"] == "ct"
+    assert proposed(found(source, one[0])) == proposed(found(source, source / "ct"))
     assert "but 2 were named" in found(source, channels=2)["ct/series 1.2.3.4"].flaw
     one[3].rename(one[3].with_name(".slice.dcm"))
     assert scans["ct/series 1.2.3.4"].channels != found(source)["ct/series 1.2.3.4"].channels == (tuple(one[:3]),)
@@ -196,13 +196,13 @@ def test_names_that_nnunet_and_file_systems_take(source, path, name):
         with pytest.raises(DatasetError):
             found(source)
     else:
-        assert wanted(found(source)) == {path: name}
+        assert proposed(found(source)) == {path: name}
 
 
 def test_long_names_end_in_a_hash_of_the_whole(source):
     short, long, other = "x" * LONGEST_CASE, "x" * LONGEST_CASE + "y", "x" * LONGEST_CASE + "z"
     touch(source, *(f"{name}.nii" for name in (short, long, other)))
-    names = sorted(wanted(found(source)).values(), key=len)
+    names = sorted(proposed(found(source)).values(), key=len)
     assert names[0] == short
     assert len(set(names)) == 3
     assert all(name.startswith(short + "-") and len(name) == LONGEST_CASE + 9 for name in names[1:])

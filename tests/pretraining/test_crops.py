@@ -63,9 +63,9 @@ def test_a_crop_is_the_first_that_varies_enough_or_else_the_one_that_varies_most
         crops = [random_crop(volume, (6, 6, 6), rng) for _ in range(ATTEMPTS)]
         ratios = [crop.reshape(channels, -1).std(1) / spread(volume) for crop in crops]
         contrasts = [float(ratio.max()) for ratio in ratios]  # one channel with something to see is enough
-        for wanted in (0.0, contrasts[k % ATTEMPTS], np.nextafter(max(contrasts), np.inf), 0.5):
-            first = next((n for n, contrast in enumerate(contrasts) if contrast >= wanted), int(np.argmax(contrasts)))
-            crop = clean(Volumes(volume), k, patch_size=(6, 6, 6), minimum_contrast=float(wanted))
+        for expected in (0.0, contrasts[k % ATTEMPTS], np.nextafter(max(contrasts), np.inf), 0.5):
+            first = next((n for n, contrast in enumerate(contrasts) if contrast >= expected), int(np.argmax(contrasts)))
+            crop = clean(Volumes(volume), k, patch_size=(6, 6, 6), minimum_contrast=float(expected))
             assert np.array_equal(crop, crops[first])
             taken.append(first)
     assert len(set(taken)) > 5  # all sorts were asked for

@@ -157,13 +157,13 @@ def test_progress_draws_each_quantity_under_its_name(drawn):
     log["epoch_end_timestamps"] = [13.0, 24.0, 35.0]
     figure, _ = drawn(pretraining_progress, log)
     shown = {line.get_label(): (ax, list(line.get_ydata())) for ax in figure.axes for line in ax.lines}
-    wanted = {
+    expected = {
         "training loss": "train_losses", "validation loss": "val_losses", "restored": "restoration_mse",
         "baseline: copy the corrupted patch": "copy_mse", "baseline: predict the patch mean": "mean_mse",
         "PSNR (right axis)": "restoration_psnr", "learning rate": "lrs",
     }  # fmt: skip
     assert {label: values for label, (_, values) in shown.items()} == {
-        label: log[name] for label, name in wanted.items()
+        label: log[name] for label, name in expected.items()
     } | {"epoch duration": [3.0, 4.0, 5.0]}
     labels = ["restoration loss", "validation MSE", "time [s]", "learning rate", "validation PSNR [dB]"]
     assert [ax.get_ylabel() for ax in figure.axes] == labels

@@ -100,14 +100,14 @@ def test_patches_are_corrupted_on_the_device_without_their_padding(recipe, patch
     )
     changes = {"recipe": still, "batch_size": 6, "global_batch_size": 6}
     for number in range(3):
-        wanted = batches(VOLUMES, patch_size, **changes)[number]
+        expected = batches(VOLUMES, patch_size, **changes)[number]
         raw = batches(VOLUMES, patch_size, corrupt=False, **changes)[number]
         assert "data" not in raw
         made = corrupted_on(CPU, raw)
-        assert made["keys"] == wanted["keys"]
-        assert torch.equal(made["target"].isnan(), wanted["target"].isnan())
-        torch.testing.assert_close(made["target"], wanted["target"], equal_nan=True, rtol=0, atol=0)
-        torch.testing.assert_close(made["data"], wanted["data"], rtol=1e-4, atol=1e-4)
+        assert made["keys"] == expected["keys"]
+        assert torch.equal(made["target"].isnan(), expected["target"].isnan())
+        torch.testing.assert_close(made["target"], expected["target"], equal_nan=True, rtol=0, atol=0)
+        torch.testing.assert_close(made["data"], expected["data"], rtol=1e-4, atol=1e-4)
         assert (made["data"][~raw["target"].isfinite()] == 0).all()
 
 

@@ -57,11 +57,11 @@ UNBUILDABLE = [
 def test_plans_of_networks_that_cannot_be_built_are_one_line(ready: Path, genesis, capsys, stock, changes, reason):
     pretraining = ready / "nnUNet_preprocessed/Dataset501_Scans/nnUNetGenesisPlans.json"
     folder = ready / "nnUNet_preprocessed/Dataset004_Target"
-    (ready / "bare.pth").touch()
+    (ready / "weights.pth").touch()
     assert genesis("transfer", "--from-scratch", "-d", 4, "-c", "3d_fullres") == 0
     for path in (folder / "nnUNetPlans.json", folder / "nnUNetPlans_scratch.json", pretraining):
         edit_plans(path, **changes)
-    for given in ("--from-scratch", ready / "bare.pth"):
+    for given in ("--from-scratch", ready / "weights.pth"):
         capsys.readouterr()
         assert genesis("transfer", given, "-d", 4, "-c", "3d_fullres") == 1
         error = capsys.readouterr().err

@@ -20,9 +20,9 @@ NAMED = [  # source, target, position in the source of each target channel's fil
 ]
 
 
-@pytest.mark.parametrize(("given", "wanted", "filters", "rule"), NAMED)
-def test_namesakes_keep_their_filters_and_other_channels_start_at_zero(given, wanted, filters, rule):
-    theirs, ours = given.split(), wanted.split()
+@pytest.mark.parametrize(("old", "new", "filters", "rule"), NAMED)
+def test_namesakes_keep_their_filters_and_other_channels_start_at_zero(old, new, filters, rule):
+    theirs, ours = old.split(), new.split()
     weight = torch.randn(4, len(theirs), 3, 3, 3)
     mixture, said = channel_mixture(theirs, ours)
     assert said == rule
@@ -34,9 +34,9 @@ def test_namesakes_keep_their_filters_and_other_channels_start_at_zero(given, wa
     assert channel_limit(mixture, theirs) == (limit if dropped else "")
 
 
-@pytest.mark.parametrize(("given", "wanted"), [("CT", "CT CT"), ("CT CT", "CT"), ("T1 T2", "a b c"), ("T1", "a a")])
-def test_otherwise_all_channels_are_alike_and_none_is_exact(given, wanted):
-    theirs, ours = given.split(), wanted.split()
+@pytest.mark.parametrize(("old", "new"), [("CT", "CT CT"), ("CT CT", "CT"), ("T1 T2", "a b c"), ("T1", "a a")])
+def test_otherwise_all_channels_are_alike_and_none_is_exact(old, new):
+    theirs, ours = old.split(), new.split()
     mixture, rule = channel_mixture(theirs, ours)
     assert rule == f"sum of {len(theirs)} over {len(ours)} channels"
     weight = torch.randn(4, len(theirs), 3, 3, 3)
@@ -48,7 +48,7 @@ def test_otherwise_all_channels_are_alike_and_none_is_exact(given, wanted):
 
 
 @pytest.mark.parametrize(
-    ("given", "filters"),
+    ("old", "filters"),
     [
         (None, [0, 1, 2]),  # unnamed: by position, labels too
         (["MR", f"{PREVIOUS_STAGE}2"], [0, None, 1]),
@@ -57,8 +57,8 @@ def test_otherwise_all_channels_are_alike_and_none_is_exact(given, wanted):
         (["MR"], [0, None, None]),
     ],
 )
-def test_labels_of_a_cascade_take_filters_of_labels_only(given, filters):
-    theirs = given or [f"{UNNAMED}{i}" for i in range(3)]
+def test_labels_of_a_cascade_take_filters_of_labels_only(old, filters):
+    theirs = old or [f"{UNNAMED}{i}" for i in range(3)]
     mixture, _ = channel_mixture(theirs, ["CT", f"{PREVIOUS_STAGE}1", f"{PREVIOUS_STAGE}2"])
     expected = torch.tensor([[float(filter_ == i) for i in range(len(theirs))] for filter_ in filters])
     assert torch.equal(mixture, expected)

@@ -21,18 +21,18 @@ KINDS = pytest.mark.parametrize("kind", ["plain", "residual"])
 
 
 def compared(
-    given: PretrainedNetwork, target: nn.Module, channels: list[str], resize_widths: bool = False
+    old: PretrainedNetwork, target: nn.Module, channels: list[str], resize_widths: bool = False
 ) -> TransferReport:
     """The report on a transfer without limits, with the difference that was found after it."""
-    report = match(given, target, channels, resize_widths)
+    report = match(old, target, channels, resize_widths)
     report.apply(target)
     assert not report.limits
-    report.difference = largest_difference(given, target, channels)
+    report.difference = largest_difference(old, target, channels)
     return report
 
 
-def carried(given: dict[str, Any], wanted: dict[str, Any], resize_widths: bool = False) -> TransferReport:
-    return compared(source(given, build(given), names(1)), build(wanted, seed=1), names(1), resize_widths)
+def carried(old: dict[str, Any], new: dict[str, Any], resize_widths: bool = False) -> TransferReport:
+    return compared(source(old, build(old), names(1)), build(new, seed=1), names(1), resize_widths)
 
 
 @KINDS
@@ -64,12 +64,12 @@ def test_wider_networks_are_compared_in_the_leading_channels(kind):
 @KINDS
 def test_channels_in_another_order_or_with_labels_read_the_same_image(kind):
     block, labels = architecture(kind), [f"{PREVIOUS_STAGE}{label}" for label in (1, 2)]
-    given = source(block, build(block, 3), ["CT", "T1", "T2"])
-    assert compared(given, build(block, 3, seed=1), ["T2", "CT", "T1"]).exact
-    assert compared(given, build(block, 5, seed=1), ["T2", "CT", "T1", *labels]).exact
+    old = source(block, build(block, 3), ["CT", "T1", "T2"])
+    assert compared(old, build(block, 3, seed=1), ["T2", "CT", "T1"]).exact
+    assert compared(old, build(block, 5, seed=1), ["T2", "CT", "T1", *labels]).exact
     target = build(block, 3, seed=1)
-    match(given, target, ["T2", "CT", "T1"]).apply(target)
-    assert largest_difference(given, target, ["CT", "T1", "T2"]) > 0.1
+    match(old, target, ["T2", "CT", "T1"]).apply(target)
+    assert largest_difference(old, target, ["CT", "T1", "T2"]) > 0.1
 
 
 @KINDS
@@ -82,18 +82,18 @@ def test_the_source_may_have_another_precision_and_lack_biases(kind, precision):
 
 
 def test_decoders_of_nnunet_v1_are_run_with_their_own_kernels():
-    given = architecture(kernels=[[1, 3, 3], [3, 3, 3], [3, 3, 3]])
-    weights = dict(build(given).named_parameters())
+    old = architecture(kernels=[[1, 3, 3], [3, 3, 3], [3, 3, 3]])
+    weights = dict(build(old).named_parameters())
     weights["decoder.stages.1.convs.0.conv.weight"] = torch.randn(4, 8, 3, 3, 3)
-    assert compared(PretrainedNetwork(weights, given, 1, names(1)), build(architecture(), seed=1), names(1)).exact
+    assert compared(PretrainedNetwork(weights, old, 1, names(1)), build(architecture(), seed=1), names(1)).exact
 
 
 def test_the_original_is_compared_with_its_pooling():
     networks = [UNet3D(1, classes, [4, 6, 8], strides=[[1, 1, 1], [1, 2, 2], [2, 2, 2]]) for classes in (1, 3)]
-    given = source(original_unet3d([4, 6, 8], [[1, 1, 1], [1, 2, 2], [2, 2, 2]]), networks[0], names(1))
-    assert compared(given, networks[1], names(1)).exact
+    old = source(original_unet3d([4, 6, 8], [[1, 1, 1], [1, 2, 2], [2, 2, 2]]), networks[0], names(1))
+    assert compared(old, networks[1], names(1)).exact
     networks[1].encoder.pools[1] = nn.AvgPool3d([1, 2, 2])
-    assert largest_difference(given, networks[1], names(1)) > 0.01
+    assert largest_difference(old, networks[1], names(1)) > 0.01
 
 
 def broken_everywhere(block: dict[str, Any], trained: nn.Module) -> list[str]:
@@ -126,12 +126,12 @@ def test_a_change_of_any_tensor_is_seen(kind):
 
 def test_a_difference_that_no_rule_knows_is_reported_as_an_error():
     block = architecture()
-    given, target = source(block, build(block), names(1)), build(block, seed=1)
+    old, target = source(block, build(block), names(1)), build(block, seed=1)
     for module in target.modules():
         if isinstance(module, nn.Conv3d):
             module.padding_mode = "circular"
             module._reversed_padding_repeated_twice = [1] * 6
-    report = compared(given, target, names(1))
+    report = compared(old, target, names(1))
     assert report.difference > 0.01
     assert not report.exact
     assert "but does not: run on the same noise, features differ by" in report.verdict
@@ -143,21 +143,21 @@ def test_a_difference_that_no_rule_knows_is_reported_as_an_error():
 
 def test_features_that_are_no_numbers_are_no_agreement():
     block = architecture()
-    given, target = source(block, build(block), names(1)), build(block, seed=1)
-    match(given, target, names(1)).apply(target)
+    old, target = source(block, build(block), names(1)), build(block, seed=1)
+    match(old, target, names(1)).apply(target)
     with torch.no_grad():
         target.encoder.stages[1][0].convs[0].norm.weight.fill_(float("nan"))
-    assert largest_difference(given, target, names(1)) == float("inf")
+    assert largest_difference(old, target, names(1)) == float("inf")
 
 
 def test_nothing_is_changed():
     block = architecture(norm_op="torch.nn.BatchNorm3d", norm_op_kwargs={})
-    given, target = source(block, build(block), names(1)), build(block, seed=1).train()
-    report = match(given, target, names(1))
+    old, target = source(block, build(block), names(1)), build(block, seed=1).train()
+    report = match(old, target, names(1))
     report.apply(target)
-    held = [target.state_dict(), given.weights]
+    held = [target.state_dict(), old.weights]
     before = [{name: tensor.clone() for name, tensor in tensors.items()} for tensors in held]
-    assert largest_difference(given, target, names(1)) == 0
+    assert largest_difference(old, target, names(1)) == 0
     assert all(module.training for module in target.modules())
     for tensors, copies in zip(held, before, strict=True):
         assert all(torch.equal(tensor, copies[name]) for name, tensor in tensors.items())
@@ -172,13 +172,13 @@ RELU = {"nonlin": "torch.nn.ReLU", "nonlin_kwargs": {}}
 def test_relu_to_relu_is_exact_and_relu_to_leaky_relu_is_not(kind):
     relu, leaky = architecture(kind, **RELU), architecture(kind)
     assert carried(relu, relu).exact
-    for given, wanted in ((relu, leaky), (leaky, relu)):
-        trained, target = build(given), build(wanted, seed=1)
-        report = match(source(given, trained, names(1)), target, names(1))
+    for old, new in ((relu, leaky), (leaky, relu)):
+        trained, target = build(old), build(new, seed=1)
+        report = match(source(old, trained, names(1)), target, names(1))
         report.apply(target)
         (limit,) = report.limits
         assert limit.startswith("other functions than in the checkpoint")
         assert "computes, with these limits" in report.verdict
         report.difference = 0.0  # of features that do not show it
         assert not report.exact
-        assert largest_difference(source(given, trained, names(1)), target, names(1)) > 0.01
+        assert largest_difference(source(old, trained, names(1)), target, names(1)) > 0.01

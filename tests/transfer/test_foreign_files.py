@@ -70,14 +70,14 @@ def target(folder: Path) -> nn.Module:
 
 
 def assert_luna16_features(network: nn.Module) -> None:
-    image, wanted = torch.randn(1, 1, 32, 32, 64), []
-    run_generic_unet(generic_unet(FEATURES, LUNA16_POOLS), image, LUNA16_POOLS, wanted)
+    image, expected = torch.randn(1, 1, 32, 32, 64), []
+    run_generic_unet(generic_unet(FEATURES, LUNA16_POOLS), image, LUNA16_POOLS, expected)
     with torch.no_grad():
         ours = network.eval().encoder(image)
-    assert (len(ours), len(wanted)) == (4, 6)
-    for given, reference in zip(ours, wanted, strict=False):
+    assert (len(ours), len(expected)) == (4, 6)
+    for made, reference in zip(ours, expected, strict=False):
         assert reference.std() > 0.1
-        torch.testing.assert_close(given, reference, rtol=0, atol=1e-4)
+        torch.testing.assert_close(made, reference, rtol=0, atol=1e-4)
 
 
 def test_v1_goes_into_plans_of_today(hippocampus: Path, luna16: Path, genesis, stock, monkeypatch, capsys):
@@ -166,16 +166,16 @@ def test_the_original_goes_into_its_own_template(chest: Path, tmp_path: Path, ge
     plans, dataset_json = read_plans("Dataset007_Chest", "chestPlans_genesis"), read_dataset_json("Dataset007_Chest")
     network, _ = target_network(plans, "3d_fullres", dataset_json)
     load_pretrained_weights(network, str(chest / "chestPlans_genesis_3d_fullres.pth"))
-    image, wanted = torch.rand(1, 1, 16, 16, 8), []
-    run_original_unet3d(weights, image, wanted)
+    image, expected = torch.rand(1, 1, 16, 16, 8), []
+    run_original_unet3d(weights, image, expected)
     seen: list[torch.Tensor] = []
     network.decoder.stages[-1].register_forward_hook(lambda *found: seen.append(found[2]))
     with torch.no_grad():
         ours = network.encoder(image)
         network(image)
-    for given, reference in zip([*ours, *seen], wanted, strict=True):
+    for made, reference in zip([*ours, *seen], expected, strict=True):
         assert reference.std() > 0.01
-        torch.testing.assert_close(given, reference, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(made, reference, rtol=1e-4, atol=1e-4)
 
 
 def test_the_original_has_no_counterpart_in_nnunets_networks(hippocampus: Path, tmp_path: Path, genesis, capsys):

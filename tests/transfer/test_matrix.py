@@ -78,10 +78,10 @@ def trained_features(kind: str, task: str) -> list[torch.Tensor]:
     return features(trained(kind, task), task)
 
 
-def expected_coverage(network: nn.Module, given: str, wanted: str, prefix: str, resize: bool = False) -> float:
+def expected_coverage(network: nn.Module, old: str, new: str, prefix: str, resize: bool = False) -> float:
     """Share of the parameters that a source determines, by their names and the widths of its plans alone."""
     stages, total, taken = len(network.encoder.stages), 0.0, 0.0
-    ours, theirs = (FEATURES[TASKS[task][1]][: TASKS[task][0]] for task in (wanted, given))
+    ours, theirs = (FEATURES[TASKS[task][1]][: TASKS[task][0]] for task in (new, old))
     for name, parameter in network.named_parameters():
         if not name.startswith(prefix) or ".seg_layers." in name:
             continue
@@ -110,14 +110,14 @@ def widths_shared(task: str, other_task: str) -> int:
 @pytest.mark.parametrize(("other_kind", "other_task"), CASES)
 @pytest.mark.parametrize(("kind", "task"), CASES)
 def test_every_pair(kind, task, other_kind, other_task):
-    given = source(plans(kind, task), trained(kind, task), channels_of(task))
+    old = source(plans(kind, task), trained(kind, task), channels_of(task))
     network = periodic(build(plans(other_kind, other_task), TASKS[other_task][2], seed=1)).double()
     channels = channels_of(other_task)
     if kind != other_kind:
         with pytest.raises(TransferError, match="holds a .*, the target's plans ask for a .*: convolutions of the one"):
-            match(given, network, channels)
+            match(old, network, channels)
         return
-    report = match(given, network, channels)
+    report = match(old, network, channels)
     assert report.encoder_coverage == pytest.approx(expected_coverage(network, task, other_task, "encoder"))
     assert report.coverage == pytest.approx(expected_coverage(network, task, other_task, ""))
     assert bool(report.limits) == (task != other_task)
@@ -139,12 +139,12 @@ def test_every_pair(kind, task, other_kind, other_task):
 @pytest.mark.parametrize("kind", ["plain", "residual"])
 @pytest.mark.parametrize(("task", "other"), TOO_LITTLE)
 def test_pairs_with_too_little_in_common_are_refused_with_the_reason(kind, task, other):
-    given = source(plans(kind, task), trained(kind, task), channels_of(task))
+    old = source(plans(kind, task), trained(kind, task), channels_of(task))
     network, reason = build(plans(kind, other), TASKS[other][2], seed=1).double(), TOO_LITTLE[task, other]
     with pytest.raises(TransferError, match=f"Only .* asked for: {reason}.*or lower --min-coverage") as error:
-        match(given, network, channels_of(other)).refuse_low_coverage(0.5)
+        match(old, network, channels_of(other)).refuse_low_coverage(0.5)
     assert ("--resize-widths" in str(error.value)) == ("channels" in reason)
-    report = match(given, network, channels_of(other), resize_widths=True)
+    report = match(old, network, channels_of(other), resize_widths=True)
     assert report.encoder_coverage == pytest.approx(expected_coverage(network, task, other, "encoder", resize=True))
     assert report.coverage == pytest.approx(expected_coverage(network, task, other, "", resize=True))
     if "stages" in reason:
@@ -187,7 +187,7 @@ def test_what_the_pages_say_of_default_plans_in_two_and_three_dimensions(kind, d
         )
         for dim, count in zip(dims, stages, strict=True)
     }
-    given, wanted = (skeleton(blocks[dim], 1) for dim in dims)
+    old, new = (skeleton(blocks[dim], 1) for dim in dims)
     for resize, share in ((False, alone), (True, resized)):
-        report = match(source(blocks[dims[0]], given, ["CT"]), wanted, ["CT"], resize)
+        report = match(source(blocks[dims[0]], old, ["CT"]), new, ["CT"], resize)
         assert report.encoder_coverage == pytest.approx(share, abs=0.005)

@@ -60,8 +60,8 @@ def test_a_shallower_original_with_more_channels_keeps_its_encoder():
 def test_other_pooling_keeps_constant_images_only(thin_to_cubic):
     """Maxima over other windows: unlike strided convolutions, they differ at common positions too."""
     strides = [[[1, 1, 1], [1, 2, 2], [2, 2, 2]], [[1, 1, 1], [2, 2, 2], [2, 2, 2]]]
-    given, wanted = strides if thin_to_cubic else strides[::-1]
-    (block, trained), (_, other) = original([4, 6, 8], strides=given), original([4, 6, 8], seed=1, strides=wanted)
+    old, new = strides if thin_to_cubic else strides[::-1]
+    (block, trained), (_, other) = original([4, 6, 8], strides=old), original([4, 6, 8], seed=1, strides=new)
     report = match(source(block, trained, names(1)), other, names(1))
     report.apply(other)
     text = "another stride along z: other windows of maximum pooling; exact for images constant along z, but for the "

@@ -32,10 +32,10 @@ def test_same_architecture_is_copied_whole_and_gives_the_same_features(kind, dim
 
 
 @pytest.mark.parametrize("kind", ["plain", "residual"])
-@pytest.mark.parametrize(("given", "wanted"), [(1, 4), (4, 1), (2, 3), (3, 2)])
-def test_other_channel_counts_keep_the_response_to_repeated_images(kind, given, wanted):
-    trained, target = unet(kind, given), unet(kind, wanted, seed=1)
-    report = match(source(architecture(kind), trained, names(given)), target, [f"new {i}" for i in range(wanted)])
+@pytest.mark.parametrize(("old", "new"), [(1, 4), (4, 1), (2, 3), (3, 2)])
+def test_other_channel_counts_keep_the_response_to_repeated_images(kind, old, new):
+    trained, target = unet(kind, old), unet(kind, new, seed=1)
+    report = match(source(architecture(kind), trained, names(old)), target, [f"new {i}" for i in range(new)])
     assert list(report.limits) == ["input channels: the same response to images that hold the same in every channel"]
     assert report.coverage == 1
     assert report.share("stem", State.ADAPTED) > 0
@@ -43,7 +43,7 @@ def test_other_channel_counts_keep_the_response_to_repeated_images(kind, given, 
     target.decoder.seg_layers = trained.decoder.seg_layers
     image = torch.randn(1, 1, 16, 16, 16)
     torch.testing.assert_close(
-        trained(image.repeat(1, given, 1, 1, 1)), target(image.repeat(1, wanted, 1, 1, 1)), rtol=1e-3, atol=1e-3
+        trained(image.repeat(1, old, 1, 1, 1)), target(image.repeat(1, new, 1, 1, 1)), rtol=1e-3, atol=1e-3
     )
 
 
@@ -81,7 +81,7 @@ def test_other_widths_start_anew_and_too_little_coverage_stops():
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", ["plain", "residual"])
 @pytest.mark.parametrize(
-    ("wanted", "resize", "suggested"),
+    ("new", "resize", "suggested"),
     [
         ({"features": (4, 6, 10)}, False, True),
         ({"features": (6, 10, 12)}, True, False),  # they are resized already
@@ -90,26 +90,26 @@ def test_other_widths_start_anew_and_too_little_coverage_stops():
         ({"features": (4, 6, 10), "norm_op": "torch.nn.BatchNorm3d", "norm_op_kwargs": {}}, False, True),
     ],
 )
-def test_other_widths_are_suggested_where_they_help(kind, bias, wanted, resize, suggested):
+def test_other_widths_are_suggested_where_they_help(kind, bias, new, resize, suggested):
     """And the message says how much they would bring: exactly what is then taken over."""
     block = architecture(kind, conv_bias=bias)
-    given = source(block, build(block), names(1))
-    target = build(architecture(kind, **wanted), seed=1)
+    old = source(block, build(block), names(1))
+    target = build(architecture(kind, **new), seed=1)
     with pytest.raises(TransferError) as error:
-        match(given, target, names(1), resize).refuse_low_coverage(0.99)
-    stages = len(wanted["features"])
+        match(old, target, names(1), resize).refuse_low_coverage(0.99)
+    stages = len(new["features"])
     assert f"asked for: {'channels (' if stages == 3 else 'the checkpoint has 3 stages'}" in str(error.value)
-    resized = match(given, target, names(1), True).encoder_coverage
+    resized = match(old, target, names(1), True).encoder_coverage
     promise = f", allow other widths (--resize-widths, which makes it {resized:.1%}), or lower --min-coverage."
     assert str(error.value).endswith(promise if suggested else "(nnunet_genesis plan --like), or lower --min-coverage.")
 
 
-@pytest.mark.parametrize(("given", "wanted"), [("plain", "residual"), ("residual", "plain")])
-def test_the_other_kind_of_encoder_is_refused(given, wanted):
+@pytest.mark.parametrize(("old", "new"), [("plain", "residual"), ("residual", "plain")])
+def test_the_other_kind_of_encoder_is_refused(old, new):
     with pytest.raises(
         TransferError, match=r"holds a .*UNet.*, the target's plans ask for a .*UNet.*no counterpart in the blocks"
     ):
-        match(source(architecture(given), unet(given), names(1)), unet(wanted), names(1))
+        match(source(architecture(old), unet(old), names(1)), unet(new), names(1))
 
 
 def test_channels_taken_by_position_are_named():

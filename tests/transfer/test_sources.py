@@ -101,9 +101,9 @@ def test_other_precisions_are_adapted_without_rounding_and_applying_twice_change
 
 
 def test_blocks_without_their_projection_are_named():
-    given = architecture("residual", features=(4, 6, 6))
-    wanted = architecture("residual", features=(4, 6, 8))
-    report = match(source(given, build(given), names(1)), build(wanted, seed=1), names(1), resize_widths=True)
+    old = architecture("residual", features=(4, 6, 6))
+    new = architecture("residual", features=(4, 6, 8))
+    report = match(source(old, build(old), names(1)), build(new, seed=1), names(1), resize_widths=True)
     assert report.limits["starts anew: no such convolution in the checkpoint's block"] == ["encoder stage 2"]
-    back = match(source(wanted, build(wanted), names(1)), build(given, seed=1), names(1), resize_widths=True)
+    back = match(source(new, build(new), names(1)), build(old, seed=1), names(1), resize_widths=True)
     assert back.limits["the block has no counterpart of the checkpoint's skip"] == ["encoder stage 2"]

@@ -23,10 +23,10 @@ THIN_KERNELS = [[1, 3, 3], [3, 3, 3], [3, 3, 3]]
 close = partial(torch.testing.assert_close, rtol=0, atol=1e-7)
 
 
-def carried(given: dict, wanted: dict, resize_widths: bool = False) -> tuple[nn.Module, nn.Module, TransferReport]:
+def carried(old: dict, new: dict, resize_widths: bool = False) -> tuple[nn.Module, nn.Module, TransferReport]:
     """Source and target after the transfer, without borders and in double precision."""
-    trained, target = build(given).double(), build(wanted, seed=1).double()
-    report = match(source(given, trained, names(1)), target, names(1), resize_widths)
+    trained, target = build(old).double(), build(new, seed=1).double()
+    report = match(source(old, trained, names(1)), target, names(1), resize_widths)
     report.apply(target)
     return periodic(trained), periodic(target), report
 
@@ -45,13 +45,13 @@ def volume(constant: bool = False, size: int = 16) -> torch.Tensor:
 
 @KINDS
 def test_longer_kernels_leave_the_whole_network_as_it_was(kind):
-    given, wanted = (architecture(kind, strides=THIN_STRIDES, kernels=k) for k in (THIN_KERNELS, None))
-    trained, target = (build(block, seed=i).double() for i, block in enumerate((given, wanted)))
-    report = match(source(given, trained, names(1)), target, names(1))
+    old, new = (architecture(kind, strides=THIN_STRIDES, kernels=k) for k in (THIN_KERNELS, None))
+    trained, target = (build(block, seed=i).double() for i, block in enumerate((old, new)))
+    report = match(source(old, trained, names(1)), target, names(1))
     report.apply(target)
     image = volume()
     assert not report.limits
-    assert largest_difference(source(given, trained, names(1)), target, names(1)) < 1e-12
+    assert largest_difference(source(old, trained, names(1)), target, names(1)) < 1e-12
     close(without_heads(target)(image), without_heads(trained)(image))  # borders and all
 
 
@@ -70,8 +70,8 @@ def test_shorter_kernels_keep_the_encoder_for_constant_images(kind):
 @KINDS
 @pytest.mark.parametrize("strides", [(ISOTROPIC, THIN_STRIDES), (THIN_STRIDES, ISOTROPIC)])
 def test_another_stride_keeps_filters_at_common_positions_and_constant_images(kind, strides):
-    given, wanted = (architecture(kind, strides=each) for each in strides)
-    trained, target, report = carried(given, wanted)
+    old, new = (architecture(kind, strides=each) for each in strides)
+    trained, target, report = carried(old, new)
     same = "before the norm, the same at common positions" if kind == "plain" else "other windows of average pooling"
     limit = f"another stride along z: {same}; exact for images constant along z, but for the padding at its ends"
     assert report.limits[limit] == ["encoder stage 1"]
@@ -113,11 +113,11 @@ def test_another_stride_changes_the_decoder_even_for_constant_images(kind, strid
 
 @KINDS
 def test_repeated_taps_keep_the_decoder_for_constant_images(kind):
-    given, wanted = architecture(kind, strides=THIN_STRIDES), architecture(kind, strides=ISOTROPIC)
-    trained, target = build(given).double(), build(wanted, seed=1).double()
+    old, new = architecture(kind, strides=THIN_STRIDES), architecture(kind, strides=ISOTROPIC)
+    trained, target = build(old).double(), build(new, seed=1).double()
     with torch.no_grad():  # so that the decoder's features are constant along z as well
         trained.decoder.transpconvs[0].weight[:] = trained.decoder.transpconvs[0].weight.mean(2, keepdim=True)
-    report = match(source(given, trained, names(1)), target, names(1))
+    report = match(source(old, trained, names(1)), target, names(1))
     report.apply(target)
     assert any(text.startswith("up-samples along z by repetition") for text in report.limits)
     image = volume(True)
@@ -162,8 +162,8 @@ def test_each_slice_of_any_image_is_convolved_as_in_two_dimensions():
 
 @KINDS
 def test_a_deeper_target_keeps_the_shared_stages_and_passes_the_bottleneck_on(kind):
-    wanted = architecture(kind, features=(4, 6, 8, 8), decoder=(2, 1, 1))
-    trained, target, report = carried(architecture(kind), wanted)
+    new = architecture(kind, features=(4, 6, 8, 8), decoder=(2, 1, 1))
+    trained, target, report = carried(architecture(kind), new)
     image, found = volume(), {}
     target.decoder.stages[0].register_forward_hook(lambda *call: found.update(reads=call[1][0], gives=call[2]))
     before, after = trained.encoder(image), target.encoder(image)
@@ -185,8 +185,8 @@ def test_a_deeper_target_keeps_the_shared_stages_and_passes_the_bottleneck_on(ki
 
 @KINDS
 def test_a_shallower_target_keeps_its_stages_and_names_what_is_gone(kind):
-    given = architecture(kind, features=(4, 6, 8, 8))
-    trained, target, report = carried(given, architecture(kind))
+    old = architecture(kind, features=(4, 6, 8, 8))
+    trained, target, report = carried(old, architecture(kind))
     image = volume()
     for before, after in zip(trained.encoder(image), target.encoder(image), strict=False):
         close(after, before)
@@ -199,9 +199,9 @@ def test_a_shallower_target_keeps_its_stages_and_names_what_is_gone(kind):
     # fed with what the deeper stages made of them, its decoder gives the checkpoint's features
     found = {}
     trained.decoder.stages[0].register_forward_hook(lambda *call: found.update(gives=call[2]))
-    wanted = without_heads(trained)(image)
+    new = without_heads(trained)(image)
     skips = target.encoder(image)
-    close(without_heads(target).decoder([*skips[:-1], found["gives"]]), wanted)
+    close(without_heads(target).decoder([*skips[:-1], found["gives"]]), new)
 
 
 def test_an_additional_plain_convolution_passes_its_input_on_normalised():
@@ -215,8 +215,8 @@ def test_an_additional_plain_convolution_passes_its_input_on_normalised():
 
 
 def test_an_additional_residual_block_is_one_more_activation():
-    given, wanted = architecture("residual", blocks=[1, 2, 2]), architecture("residual", blocks=[2, 2, 2])
-    trained, target, report = carried(given, wanted)
+    old, new = architecture("residual", blocks=[1, 2, 2]), architecture("residual", blocks=[2, 2, 2])
+    trained, target, report = carried(old, new)
     image = volume()
     states = {record.state for record in report.records if record.name.startswith("encoder.stages.0.blocks.1")}
     assert states == {State.INITIALISED}
@@ -269,11 +269,11 @@ def test_fewer_blocks_keep_the_features_of_those_that_stay(kind):
 
 @KINDS
 def test_wider_stages_give_the_old_channels_when_asked_to(kind):
-    given, wanted = architecture(kind, features=(4, 6, 8)), architecture(kind, features=(5, 6, 11))
-    trained, target, report = carried(given, wanted)
+    old, new = architecture(kind, features=(4, 6, 8)), architecture(kind, features=(5, 6, 11))
+    trained, target, report = carried(old, new)
     assert any(text.startswith("starts anew where channels differ") for text in report.limits)
     assert report.coverage < 0.5
-    trained, target, report = carried(given, wanted, resize_widths=True)
+    trained, target, report = carried(old, new, resize_widths=True)
     image = volume()
     for before, after in zip(trained.encoder(image), target.encoder(image), strict=True):
         close(after[:, : before.shape[1]], before)
@@ -290,9 +290,9 @@ BATCH = {"norm_op": "torch.nn.BatchNorm3d", "norm_op_kwargs": {}}
 @KINDS
 @pytest.mark.parametrize("features", [(4, 6, 8), (5, 7, 10)])
 def test_a_bias_that_the_target_lacks_moves_into_the_running_mean(kind, features):
-    given = architecture(kind, **BATCH)
-    trained = build(given).double()
-    wanted = build(architecture(kind, features=features, conv_bias=False, **BATCH), seed=1).double()
+    old = architecture(kind, **BATCH)
+    trained = build(old).double()
+    new = build(architecture(kind, features=features, conv_bias=False, **BATCH), seed=1).double()
     generator = torch.Generator().manual_seed(2)
     for name, tensor in trained.named_buffers():
         if name.endswith(("running_mean", "running_var")):
@@ -300,12 +300,12 @@ def test_a_bias_that_the_target_lacks_moves_into_the_running_mean(kind, features
     with torch.no_grad():  # nnU-Net's transposed convolutions have no norm that could take their bias
         for up in trained.decoder.transpconvs:
             up.bias.zero_()
-    report = match(source(given, trained, names(1)), wanted, names(1), resize_widths=True)
-    report.apply(wanted)
+    report = match(source(old, trained, names(1)), new, names(1), resize_widths=True)
+    report.apply(new)
     image = volume()
-    for before, after in zip(trained.encoder(image), wanted.encoder(image), strict=True):
+    for before, after in zip(trained.encoder(image), new.encoder(image), strict=True):
         close(after[:, : before.shape[1]], before)
-    close(without_heads(wanted)(image)[:, :4], without_heads(trained)(image))
+    close(without_heads(new)(image)[:, :4], without_heads(trained)(image))
     assert set(report.limits) == {"the target has no bias here, the checkpoint has"}  # of the transposed convolutions
     assert {name.rpartition(".")[0] for name in report.unused} == {f"decoder.transpconvs.{level}" for level in (0, 1)}
     means = {record.name: record.reason for record in report.records if record.name.endswith("running_mean")}
@@ -314,15 +314,15 @@ def test_a_bias_that_the_target_lacks_moves_into_the_running_mean(kind, features
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted", "lost"),
+    ("old", "new", "lost"),
     [
         ({}, {"norm_op_kwargs": {"affine": False}}, {"norm.weight", "norm.bias", "bias"}),
         (BATCH, BATCH | {"norm_op_kwargs": {"track_running_stats": False}},
          {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}),
     ],
 )  # fmt: skip
-def test_parts_of_a_norm_that_the_target_lacks_are_named(given, wanted, lost):
-    trained, target, report = carried(architecture(**given), architecture(conv_bias="bias" not in lost, **wanted))
+def test_parts_of_a_norm_that_the_target_lacks_are_named(old, new, lost):
+    trained, target, report = carried(architecture(**old), architecture(conv_bias="bias" not in lost, **new))
     assert {f"the target has no {role} here, the checkpoint has" for role in lost} <= set(report.limits)
     image = volume()
     assert (trained.encoder(image)[0] - target.encoder(image)[0]).abs().max() > 0.1
@@ -331,8 +331,8 @@ def test_parts_of_a_norm_that_the_target_lacks_are_named(given, wanted, lost):
 @pytest.mark.parametrize(("features", "resized"), [((4, 6, 6), (4, 6, 8)), ((4, 6, 8), (4, 8, 8))])
 def test_wider_residual_blocks_that_gain_or_lose_a_projection_are_another_function(features, resized):
     unstrided = [[1, 1, 1], [2, 2, 2], [1, 1, 1]]
-    given, wanted = (architecture("residual", features=each, strides=unstrided) for each in (features, resized))
-    trained, target, report = carried(given, wanted, resize_widths=True)
+    old, new = (architecture("residual", features=each, strides=unstrided) for each in (features, resized))
+    trained, target, report = carried(old, new, resize_widths=True)
     assert ["encoder stage 2"] in report.limits.values()
     image = volume()
     before, after = trained.encoder(image), target.encoder(image)
@@ -343,8 +343,8 @@ def test_wider_residual_blocks_that_gain_or_lose_a_projection_are_another_functi
 
 @KINDS
 def test_narrower_stages_take_the_leading_filters_when_asked_to(kind):
-    given, wanted = architecture(kind, features=(4, 6, 8)), architecture(kind, features=(3, 6, 8))
-    trained, target, report = carried(given, wanted, resize_widths=True)
+    old, new = architecture(kind, features=(4, 6, 8)), architecture(kind, features=(3, 6, 8))
+    trained, target, report = carried(old, new, resize_widths=True)
     image = volume()
     stem = "stem.convs.0" if kind == "residual" else "stages.0.0.convs.0"
     before, after = (network.encoder.get_submodule(stem)(image) for network in (trained, target))

@@ -42,8 +42,8 @@ class Change:
     `special` makes an image for which a cell may claim more than for any other; `seen` what the target is shown.
     """
 
-    given: dict[str, Any] = field(default_factory=dict)
-    wanted: dict[str, Any] = field(default_factory=dict)
+    old: dict[str, Any] = field(default_factory=dict)
+    new: dict[str, Any] = field(default_factory=dict)
     channels: Sequence[str] = ONE
     ours: Sequence[str] = ONE
     resize: bool = False
@@ -150,7 +150,7 @@ def shares_from_checkpoint(report: TransferReport) -> tuple[float, float]:
 
 def kept(kind: str, change: Change) -> tuple[str, str]:
     """The words that describe what encoder and decoder keep, found by running both networks."""
-    blocks = [architecture(kind, **options) for options in (change.given, change.wanted)]
+    blocks = [architecture(kind, **options) for options in (change.old, change.new)]
     trained = periodic(build(blocks[0], len(change.channels)).double())
     target = periodic(build(blocks[1], len(change.ours), seed=1).double())
     report = match(source(blocks[0], trained, change.channels), target, change.ours, change.resize)
@@ -194,17 +194,17 @@ FAMILIES = {
 FAMILIES["`BottleneckD`"]["_kw_requires_import"].append("block")
 
 
-@pytest.mark.parametrize("wanted", FAMILIES)
-@pytest.mark.parametrize("given", FAMILIES)
-def test_nothing_is_carried_between_the_networks_that_the_page_names(given, wanted):
+@pytest.mark.parametrize("new", FAMILIES)
+@pytest.mark.parametrize("old", FAMILIES)
+def test_nothing_is_carried_between_the_networks_that_the_page_names(old, new):
     refusal = PAGE[PAGE.index("**Other blocks.**") :].split("\n-")[0]
-    assert given in refusal
-    networks = [skeleton(FAMILIES[each], 1) for each in (given, wanted)]
-    if given == wanted:
-        assert match(source(FAMILIES[given], networks[0], ONE), networks[1], ONE).coverage == 1
+    assert old in refusal
+    networks = [skeleton(FAMILIES[each], 1) for each in (old, new)]
+    if old == new:
+        assert match(source(FAMILIES[old], networks[0], ONE), networks[1], ONE).coverage == 1
     else:
         with pytest.raises(TransferError, match="convolutions of the one have no counterpart"):
-            match(source(FAMILIES[given], networks[0], ONE), networks[1], ONE)
+            match(source(FAMILIES[old], networks[0], ONE), networks[1], ONE)
 
 
 def test_the_shares_that_the_page_gives_are_those_of_the_test_at_full_size():
