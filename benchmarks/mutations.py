@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 TESTS = {
     "importing/find.py": ("importing/test_find.py", "importing"),
     "planning.py": ("test_planning.py", "test_planning_and_preprocessing.py"),
-    "transfer/into_plans.py": ("trainers/test_into_plans.py", "trainers/test_transferring.py"),
+    "transfer/into_plans.py": ("trainers/test_into_plans.py", "trainers/test_transfer_command.py"),
     "pretraining/figures.py": ("pretraining/test_figures.py", "pretraining/test_preview.py"),
     "pretraining/preview.py": ("pretraining/test_preview_columns.py", "pretraining/test_preview.py"),
     "pretraining/patches.py": ("pretraining/test_crops.py", "pretraining/test_patches.py"),

@@ -8,19 +8,16 @@ import re
 import shutil
 import threading
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from nnunetv2.run.run_training import get_trainer_from_args
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_genesis.pretraining.loss import METRICS, RestorationLoss, freeze_unused_heads
+from nnunet_genesis.pretraining.loss import RestorationLoss, freeze_unused_heads
 from nnunet_genesis.pretraining.patches import TRAINING, hold_out
 from nnunet_genesis.pretraining.trainer import nnUNetTrainerGenesisPretrain
 from tests.trainers.conftest import CPU, PRETRAIN, edit_plans, pretraining_plans, results
@@ -137,44 +134,6 @@ def test_the_best_checkpoint_has_the_smallest_loss_of_the_kind_that_is_trained(r
     assert best_after(0.3, 0.1) == 8
     told = "".join(path.read_text() for path in sorted(Path(trainer.output_folder).glob("training_log*.txt")))
     assert re.findall(r"New best val_loss (\S+)", told) == ["0.5000", "0.4000", "0.3000"]
-
-
-def patches_of_rank(rank: int, ranks: int, store: str, outcome: Any) -> None:
-    """In a process of its own: what one of several GPUs would train on; everybody's parts go to `outcome`."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
-    trainer = new_trainer()
-    trainer.device = CPU
-    trainer._set_batch_size_and_oversample()
-    trainer.dataset_class = infer_dataset_class(trainer.preprocessed_dataset_folder)
-    batch = trainer._batches(trainer.do_split()[0], TRAINING)[3]
-    parts: list[Any] = [None] * ranks
-    torch.distributed.all_gather_object(parts, (batch["keys"], batch["data"].numpy(), batch["target"].numpy()))
-    errors = trainer._gathered([{"errors": [dict.fromkeys(METRICS, float(rank))]} for _ in batch["keys"]])
-    if rank == 0:
-        outcome.put((parts, errors))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-def test_ranks_share_the_batch_that_one_process_would_have(ready: Path, tmp_path: Path):
-    edit_plans(pretraining_plans(ready), configurations__3d_fullres__batch_size=5,
-               genesis__pretraining__corrupt_on="workers")  # fmt: skip
-    fork = torch.multiprocessing.get_context("fork")
-    outcome = fork.Queue()
-    ranks = [fork.Process(target=patches_of_rank, args=(rank, 3, tmp_path / "store", outcome)) for rank in range(3)]
-    for process in ranks:
-        process.start()
-    parts, errors = outcome.get(timeout=60)
-    for process in ranks:
-        process.join()
-    trainer = new_trainer()
-    trainer.initialize()
-    whole = trainer._batches(trainer.do_split()[0], TRAINING)[3]
-    assert [len(keys) for keys, _, _ in parts] == [2, 2, 1]
-    assert errors["mse"] == pytest.approx((2 * 0 + 2 * 1 + 1 * 2) / 5)  # every patch counts the same
-    assert [key for keys, _, _ in parts for key in keys] == whole["keys"]
-    assert np.array_equal(np.concatenate([data for _, data, _ in parts]), whole["data"].numpy())
-    assert np.array_equal(np.concatenate([target for _, _, target in parts]), whole["target"].numpy(), equal_nan=True)
 
 
 @pytest.mark.parametrize(
