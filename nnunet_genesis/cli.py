@@ -276,7 +276,8 @@ def _transfer(chosen: argparse.Namespace) -> int:
 
     if (chosen.checkpoint is None) == (not chosen.from_scratch):
         raise GenesisError("Name a checkpoint, or --from-scratch for the control arm, and not both.")
-    new_plans = chosen.to or f"{chosen.p}_{'scratch' if chosen.from_scratch else 'genesis'}"
+    default = f"{chosen.p}_{'scratch' if chosen.from_scratch else 'genesis'}"
+    new_plans = default if chosen.to is None else chosen.to
     dataset = dataset_name(chosen.d)
     done = transfer(
         chosen.checkpoint, dataset, chosen.p, chosen.c, new_plans, given(chosen, FineTuningSettings),
