@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 import torch
 
-from nnunet_genesis import cli
 from nnunet_genesis.checkpoints.foreign import NETWORKS
 from nnunet_genesis.cli import build_parser
 from nnunet_genesis.cli_settings import FLAGS
+from nnunet_genesis.commands import weights
+from nnunet_genesis.commands.parsing import LEFT_OUT
 from nnunet_genesis.corruption import RECIPES, Recipe
 from nnunet_genesis.errors import GenesisError
 from nnunet_genesis.networks.build import target_network
@@ -102,10 +103,10 @@ def test_exit_codes_of_the_page(monkeypatch, capsys):
         def fail(_: Any, raised: BaseException = raised) -> int:
             raise raised
 
-        monkeypatch.setattr(cli, "_trainers", fail)
+        monkeypatch.setattr(weights, "_trainers", fail)
         assert run_genesis("trainers") == code
         assert capsys.readouterr().err.count("\n") == 1
-    assert cli.LEFT_OUT == 2
+    assert LEFT_OUT == 2
     with pytest.raises(SystemExit) as end:
         run_genesis("trainers", "--wrong")
     assert end.value.code == 2

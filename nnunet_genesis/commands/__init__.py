@@ -1,0 +1,1 @@
+"""The commands of `nnunet_genesis`: words → calls → text."""

@@ -1,0 +1,160 @@
+"""Scans → a dataset that a network can be pre-trained on: import, plan, preprocess, preview."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from nnunet_genesis.cli_settings import add_flags, given
+from nnunet_genesis.commands.parsing import add_command, add_processes, left_out
+
+
+def add_import(commands: Any) -> None:
+    """Add the command `import`."""
+    parser = add_command(
+        commands,
+        "import",
+        _import,
+        "Make an nnU-Net raw dataset, without labels, from scans.",
+        "nnunet_genesis import -d 501 -n ChestCT --channels CT /data/scans",
+    )
+    parser.add_argument("sources", nargs="+", type=Path, metavar="PATH", help="files or folders (searched "
+                        "recursively): .nii .nii.gz .nrrd .mha .mhd and DICOM series")  # fmt: skip
+    parser.add_argument("-d", required=True, type=int, metavar="ID", help="id of the new dataset, 1 to 999")
+    parser.add_argument("-n", required=True, metavar="NAME", help="its name, e.g. ChestCT")
+    parser.add_argument(
+        "--channels",
+        required=True,
+        metavar="NAME[,NAME…]",
+        help="channel names as in the target dataset, e.g. CT, or FLAIR,T1w,t1gd,T2w for files that end in _0000 … "
+        "_0003; CT chooses nnU-Net's CT normalisation",
+    )
+    parser.add_argument("--link", action="store_true", help="link .nii.gz files instead of copying them")
+    add_processes(parser)
+
+
+def _import(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.importing.into_dataset import import_scans
+    from nnunet_genesis.nnunet_dataset import nnunet_folder
+
+    report = import_scans(
+        chosen.sources, nnunet_folder("nnUNet_raw"), chosen.d, chosen.n, chosen.channels.split(","), link=chosen.link,
+        processes=chosen.np,
+    )  # fmt: skip
+    print(f"{report.imported} cases imported into {report.folder}, {report.already_there} were there already.")
+    return left_out(report.rejected, f"details: {report.folder / 'import_report.json'}")
+
+
+def add_plan(commands: Any) -> None:
+    """Add the command `plan`."""
+    from nnunet_genesis.corruption import RECIPES, Recipe
+    from nnunet_genesis.planning import PLANS_NAME
+    from nnunet_genesis.settings import DEFAULT_RECIPE, PretrainingSettings
+
+    parser = add_command(
+        commands,
+        "plan",
+        _plan,
+        "Give a dataset the plans of the target dataset (or of a template), with settings for pre-training.",
+        "nnunet_genesis plan -d 501 --like 4 --epochs 200 --iterations 250 --loss l1",
+    )
+    parser.add_argument("-d", required=True, metavar="ID", help="dataset to pre-train on, id or name")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--like", metavar="ID", help="target dataset, id or name, already planned")
+    source.add_argument("--template", metavar="NAME", help="ready plans: a name from the plans folder, or a .json file")
+    parser.add_argument(
+        "--like-plans", default="nnUNetPlans", metavar="PLANS", help="plans of the target (%(default)s)"
+    )
+    parser.add_argument("-p", default=PLANS_NAME, metavar="PLANS", help="name of the plans to write (%(default)s)")
+    add_flags(parser.add_argument_group("pre-training settings"), PretrainingSettings)
+    recipe = parser.add_argument_group("corruption recipe")
+    recipe.add_argument(
+        "--recipe", default=DEFAULT_RECIPE, choices=list(RECIPES), help="values to start from (%(default)s)"
+    )
+    add_flags(recipe, Recipe)
+    for name, corruption in RECIPES["paper"].corruptions.items():
+        add_flags(parser.add_argument_group(f"corruption: {name}"), type(corruption), prefix=f"{name}_")
+
+
+def _plan(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.corruption import RECIPES, Recipe
+    from nnunet_genesis.nnunet_dataset import dataset_name
+    from nnunet_genesis.planning import plan_from_template, plan_like
+    from nnunet_genesis.settings import PretrainingSettings
+
+    base = RECIPES[chosen.recipe]
+    blocks = {name: given(chosen, type(block), f"{name}_") for name, block in base.corruptions.items()}
+    recipe = base.updated({**given(chosen, Recipe), **blocks}, "the flags")
+    settings = PretrainingSettings(**given(chosen, PretrainingSettings), recipe=recipe)
+    dataset = dataset_name(chosen.d)
+    if chosen.template:
+        path = plan_from_template(dataset, chosen.template, chosen.p, settings)
+    else:
+        path = plan_like(dataset, dataset_name(chosen.like), chosen.like_plans, chosen.p, settings)
+    print(f"Wrote {path}")
+    return 0
+
+
+def add_preprocess(commands: Any) -> None:
+    """Add the command `preprocess`."""
+    from nnunet_genesis.planning import PLANS_NAME
+
+    parser = add_command(
+        commands,
+        "preprocess",
+        _preprocess,
+        "Preprocess images without labels, as nnU-Net would. Goes on where an interrupted run stopped.",
+        "nnunet_genesis preprocess -d 501 -c 3d_fullres -np 4",
+    )
+    parser.add_argument("-d", required=True, metavar="ID", help="dataset, id or name")
+    parser.add_argument("-c", required=True, nargs="+", metavar="CONFIGURATION", help="2d, 3d_lowres or 3d_fullres")
+    parser.add_argument("-p", default=PLANS_NAME, metavar="PLANS", help="plans to follow (%(default)s)")
+    add_processes(parser)
+
+
+def _preprocess(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.nnunet_dataset import dataset_name
+    from nnunet_genesis.preprocessing import preprocess
+
+    code = 0
+    for configuration in chosen.c:
+        report = preprocess(dataset_name(chosen.d), chosen.p, configuration, processes=chosen.np)
+        print(f"{report.written} cases written to {report.folder}, {report.already_there} were finished already.")
+        code = max(code, left_out(report.failed, "nothing was written for them"))
+    return code
+
+
+def add_preview(commands: Any) -> None:
+    """Add the command `preview`."""
+    from nnunet_genesis.corruption import RECIPES
+    from nnunet_genesis.planning import PLANS_NAME
+
+    parser = add_command(
+        commands,
+        "preview",
+        _preview,
+        "Draw preprocessed patches under every corruption alone and under the recipe, before hours of training.",
+        "nnunet_genesis preview -d 501 -c 3d_fullres -o corruptions.png",
+    )
+    parser.add_argument("-d", required=True, metavar="ID", help="preprocessed dataset, id or name")
+    parser.add_argument("-c", required=True, metavar="CONFIGURATION", help="2d, 3d_lowres or 3d_fullres")
+    parser.add_argument("-p", default=PLANS_NAME, metavar="PLANS", help="plans with recipe and seed (%(default)s)")
+    parser.add_argument("-o", required=True, type=Path, metavar="PNG", help="picture to write")
+    parser.add_argument("-n", type=int, default=3, metavar="N", help="patches, each of another case (%(default)s)")
+    parser.add_argument("--channel", metavar="NAME", help="channel to draw (the first)")
+    parser.add_argument("--recipe", choices=list(RECIPES), help="recipe to draw in place of that of the plans")
+
+
+def _preview(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.nnunet_dataset import dataset_name
+    from nnunet_genesis.pretraining.preview import preview
+
+    dataset = dataset_name(chosen.d)
+    shown = preview(
+        dataset, chosen.p, chosen.c, chosen.o, recipe=chosen.recipe, channel=chosen.channel, rows=chosen.n
+    )  # fmt: skip
+    if shown.defaults:
+        print(f"The plans {chosen.p} have no settings for pre-training: the defaults hold.")
+    print(f"Wrote {chosen.o}: patches of {', '.join(shown.cases)}.")
+    return 0

@@ -1,0 +1,46 @@
+"""What commands share: a parser with an example, numbers of processes, shares, what was left out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+LEFT_OUT = 2
+"""Exit code when the work was done but for some cases."""
+
+
+def add_command(commands: Any, name: str, run: Any, text: str, example: str) -> argparse.ArgumentParser:
+    """Add a subcommand that calls `run`; its help ends with an example."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Add -np, the number of processes."""
+    parser.add_argument("-np", type=int, default=4, metavar="N", help="number of processes (%(default)s)")
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1")
+    return value
+
+
+def left_out(reasons: dict[str, str], advice: str) -> int:
+    """Print what was left out and why; the exit code."""
+    if not reasons:
+        return 0
+    print(f"{len(reasons)} left out ({advice}):", file=sys.stderr)
+    for what, why in reasons.items():
+        print(f"  {what}: {why}", file=sys.stderr)
+    return LEFT_OUT

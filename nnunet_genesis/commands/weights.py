@@ -1,0 +1,138 @@
+"""Checkpoint → what it is, plans that start from it, a model for others: inspect, transfer, export, trainers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from nnunet_genesis.cli_settings import add_flags, given
+from nnunet_genesis.commands.parsing import add_command, left_out, share
+from nnunet_genesis.errors import GenesisError
+
+
+def add_inspect(commands: Any) -> None:
+    """Add the command `inspect`."""
+    parser = add_command(
+        commands,
+        "inspect",
+        _inspect,
+        "Say what a checkpoint is: nnU-Net v2, nnU-Net v1, nnssl, the 3D U-Net of Models Genesis or SuPreM, or a "
+        "state dict (.pth, .safetensors) of one of their networks. No code in the file is run.",
+        "nnunet_genesis inspect genesis_nnunet_luna16_006.model",
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="file to look at")
+
+
+def _inspect(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.checkpoints.reading import read_pretrained
+    from nnunet_genesis.files import sha256
+
+    source = read_pretrained(chosen.checkpoint)
+    for label, text in (source.facts() | {"SHA-256": sha256(chosen.checkpoint)}).items():
+        print(f"{label + ':':<15} {text}")
+    for note in source.notes:
+        print(f"{'note:':<15} {note}")
+    return 0
+
+
+def add_transfer(commands: Any) -> None:
+    """Add the command `transfer`."""
+    from nnunet_genesis.settings import FineTuningSettings
+    from nnunet_genesis.transfer.into_plans import MIN_COVERAGE, SCHEDULE
+
+    parser = add_command(
+        commands,
+        "transfer",
+        _transfer,
+        "Carry the weights of a checkpoint into the plans of a dataset, ready for nnUNetTrainerGenesisFinetune.",
+        "nnunet_genesis transfer checkpoint_final.pth -d 4 -c 3d_fullres --epochs 200",
+    )
+    parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="of nnU-Net v2 or v1, nnssl, "
+                        "Models Genesis, SuPreM, or a state dict (.pth, .safetensors); see inspect")  # fmt: skip
+    parser.add_argument("--from-scratch", action="store_true", help="in place of a checkpoint: plans for a control arm "
+                        "with the same trainer and settings but random weights")  # fmt: skip
+    parser.add_argument("-d", required=True, metavar="ID", help="target dataset, id or name")
+    parser.add_argument("-c", required=True, metavar="CONFIGURATION", help="2d, 3d_lowres or 3d_fullres")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans of the target (%(default)s)")
+    parser.add_argument(
+        "--to", metavar="PLANS", help="name of the plans to write (those of -p with _genesis or _scratch)"
+    )
+    parser.add_argument("--min-coverage", type=share, default=MIN_COVERAGE, metavar="X", help="stop if a smaller "
+                        "share of the encoder's parameters comes from the checkpoint (%(default)s)")  # fmt: skip
+    parser.add_argument("--resize-widths", action="store_true", help="stages of other widths take over the leading "
+                        "channels; otherwise they start anew")  # fmt: skip
+    add_flags(parser.add_argument_group("fine-tuning settings"), FineTuningSettings, SCHEDULE)
+
+
+def _transfer(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.nnunet_dataset import dataset_name
+    from nnunet_genesis.settings import FineTuningSettings
+    from nnunet_genesis.transfer.into_plans import transfer
+
+    if (chosen.checkpoint is None) == (not chosen.from_scratch):
+        raise GenesisError("Name a checkpoint, or --from-scratch for the control arm, and not both.")
+    default = f"{chosen.p}_{'scratch' if chosen.from_scratch else 'genesis'}"
+    new_plans = default if chosen.to is None else chosen.to
+    dataset = dataset_name(chosen.d)
+    done = transfer(
+        chosen.checkpoint, dataset, chosen.p, chosen.c, new_plans, given(chosen, FineTuningSettings),
+        chosen.min_coverage, chosen.resize_widths,
+    )  # fmt: skip
+    if done.report is not None:
+        print(done.report.table())
+    print(f"Wrote {done.plans_file}. Now fine-tune{' (from scratch)' if chosen.from_scratch else ''}:")
+    print(f"  nnUNetv2_train {chosen.d} {chosen.c} FOLD -tr nnUNetTrainerGenesisFinetune -p {new_plans}")
+    return 0
+
+
+def add_export(commands: Any) -> None:
+    """Add the command `export`."""
+    parser = add_command(
+        commands,
+        "export",
+        _export,
+        "Make a fine-tuned model one that nnU-Net predicts with where this package is not installed. Both are run and "
+        "compared first.",
+        "nnunet_genesis export $nnUNet_results/Dataset004_Hippocampus/"
+        "nnUNetTrainerGenesisFinetune__nnUNetPlans_genesis__3d_fullres",
+    )
+    parser.add_argument("folder", type=Path, metavar="MODEL_FOLDER", help="results folder with the folds")
+    parser.add_argument(
+        "-chk", default="checkpoint_final.pth", metavar="FILE", help="checkpoint of each fold to export (%(default)s)"
+    )
+
+
+def _export(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.export import export
+
+    print("Both models predict on the CPU, to be compared: minutes for a large network.", flush=True)
+    done = export(chosen.folder, chosen.chk)
+    _, plans, configuration = done.folder.name.split("__")
+    folds = [fold.removeprefix("fold_") for fold in done.folds]
+    print(
+        f"Logits are equal, bit for bit, on {done.compared}, fold by fold. Wrote {done.folder}. It needs nnU-Net only:"
+    )
+    print(
+        f"  nnUNetv2_predict -d {done.folder.parent.name} -tr nnUNetTrainer -p {plans} -c {configuration} "
+        f"-f {' '.join(folds)} -chk {chosen.chk} -i IN -o OUT"
+    )
+    return left_out(dict.fromkeys(done.unfinished, f"no {chosen.chk}"), "folds whose training is not finished")
+
+
+def add_trainers(commands: Any) -> None:
+    """Add the command `trainers`."""
+    add_command(
+        commands,
+        "trainers",
+        _trainers,
+        "Print the folder that nnU-Net must know to find the trainers.",
+        'export nnUNet_extTrainer="$(nnunet_genesis trainers)"',
+    )
+
+
+def _trainers(_: argparse.Namespace) -> int:
+    from nnunet_genesis.resources import trainers_folder
+
+    print(trainers_folder())
+    return 0
