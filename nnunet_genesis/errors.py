@@ -28,6 +28,10 @@ class TransferError(GenesisError):
     """Weights of a checkpoint do not fit the target network."""
 
 
+class StudyError(GenesisError):
+    """A study cannot be planned, run or reported as asked."""
+
+
 def reason(error: BaseException, most: int = 200) -> str:
     """What an exception says, as `printable` text; its kind if it says nothing."""
     return printable(error, most) or type(error).__name__

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+from nnunet_genesis.batches import SeededBatches, load, no_loading_processes
 from nnunet_genesis.checkpoints.reading import network_weights, read_checkpoint
 from nnunet_genesis.checkpoints.saving import save_plain, versions
 from nnunet_genesis.errors import CheckpointError, TransferError, one_line, reason
@@ -46,8 +50,8 @@ class WarmupPoly(PolyLRScheduler):
 class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
     """Fine-tune from the weights that the plans' genesis block names (written by `nnunet_genesis transfer`).
 
-    Everything but start, length and learning rate is nnU-Net's. A fresh training refuses to start when the weights
-    are missing, altered or do not fit; a resumed one, validation and prediction never need them.
+    Start, length, learning rate and seed are the plans'; all else is nnU-Net's. A fresh training refuses to start when
+    the weights are missing, altered or do not fit; a resumed one, validation and prediction never need them.
     """
 
     build_network_architecture = staticmethod(build_unet)
@@ -89,12 +93,38 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
         super().on_train_epoch_start()
 
     def initialize(self) -> None:
-        """As in nnU-Net, after a look for the preprocessed volumes and the GPU."""
-        with one_line():
+        """As in nnU-Net, with seeded initial weights, after a look for the preprocessed volumes and the GPU."""
+        with one_line(), torch.random.fork_rng(devices=[]):
             volumes_folder(self.plans_manager.plans, self.configuration_name)
             refuse_missing_first_stage(self)
             refuse_missing_gpu(self.device)
+            torch.manual_seed(self.settings.seed)
             super().initialize()
+
+    def get_dataloaders(self) -> tuple[Iterator[dict[str, Any]], Iterator[dict[str, Any]]]:
+        """nnU-Net's batches, which the seed decides, whatever the number of loading processes and restarts."""
+        workers = get_allowed_n_proc_DA()
+        with no_loading_processes():
+            training, validation = super().get_dataloaders()
+        streams = (
+            (training, self.num_iterations_per_epoch, workers),
+            (validation, self.num_val_iterations_per_epoch, (workers + 1) // 2),
+        )
+        first, second = (
+            load(
+                SeededBatches(batches, (self.settings.seed, stream, self.local_rank)),
+                itertools.count(self.current_epoch * per_epoch),
+                processes,
+                self.device.type == "cuda",
+            )
+            for stream, (batches, per_epoch, processes) in enumerate(streams)
+        )
+        return first, second
+
+    def on_train_end(self) -> None:
+        """As in nnU-Net, then end the loaders: no thread may run while processes for the final validation fork."""
+        super().on_train_end()
+        self.dataloader_train = self.dataloader_val = None
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """Resume: the network is this training's own from here on."""
@@ -113,6 +143,11 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
                 self._start_from_transferred_weights()
         super().on_train_start()
 
+    @property
+    def weights_folder(self) -> Path:
+        """Where the transferred weights lie: beside the plans."""
+        return Path(self.preprocessed_dataset_folder_base)
+
     def _start_from_transferred_weights(self) -> None:
         """Replace the network's weights by the file's.
 
@@ -124,7 +159,7 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
         if not self.settings.weights:
             self.print_to_log_file("TRAINING FROM SCRATCH, as the plans ask: this is the control arm.")
             return
-        path = Path(self.preprocessed_dataset_folder_base) / self.settings.weights
+        path = self.weights_folder / self.settings.weights
         if not path.is_file():
             raise CheckpointError(f"The transferred weights {path} do not exist. {again}")
         if sha256(path) != self.settings.sha256:
@@ -132,6 +167,9 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
         weights = network_weights(read_checkpoint(path), path)
         if not self.was_initialized:
             self.initialize()
+        # heads belong to the task: this training's seed decides them
+        own = unwrap(self.network).state_dict()
+        weights |= {name: tensor for name, tensor in own.items() if ".seg_layers." in name}
         try:
             unwrap(self.network).load_state_dict(weights, strict=True)
         except RuntimeError as error:

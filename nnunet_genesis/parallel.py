@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 def each_case(
-    function: Callable[[Job], Result], jobs: Iterable[Job], processes: int
+    function: Callable[[Job], Result], jobs: Iterable[Job], processes: int, apart: bool = False
 ) -> Iterator[tuple[Job, Result | Exception]]:
     """Yield `(job, result)` as jobs finish; a job that raises yields its exception in place of a result.
 
@@ -28,19 +28,20 @@ def each_case(
     Args:
         function: Importable function of one job (worker processes are spawned).
         jobs: Picklable descriptions of the work, not the data itself.
-        processes: Number of worker processes; 1 runs in this process.
+        processes: Number of worker processes; 1 runs in this process, unless `apart`.
+        apart: Whether a single worker, too, is a process of its own.
 
     Raises:
         GenesisError: A worker process was killed, for example by the system when memory ran out.
     """
-    if processes <= 1:
+    if processes <= 1 and not apart:
         for job in jobs:
             yield job, _attempt(function, job)
         return
     waiting = iter(jobs)
     running: dict[Future[Result | Exception], Job] = {}
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(max(1, processes), mp_context=spawn, initializer=_end_with_parent) as pool:
         try:
             while True:
                 for next_job in itertools.islice(waiting, 2 * processes - len(running)):

@@ -76,6 +76,7 @@ class FineTuningSettings(Settings):
         at_most=1,
         formerly="encoder_rate",
     )
+    seed: int = setting(0, "seed of initial weights, patches and augmentation", at_least=0)
     weights: str = setting("", 'file of weights beside the plans; "" trains from scratch (control arm)')
     sha256: str = setting("", "digest of that file")
     source: str = setting("", "name of the checkpoint that the weights came from")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from nnunet_genesis.corruption import PairParams, Recipe, apply_params, apply_params_batch, sample_params
 
@@ -180,17 +180,3 @@ def corrupted_ahead(device: torch.device, batches: Iterator[dict[str, Any]]) -> 
             batch = following.result()
             following = thread.submit(lambda: corrupted_on(device, next(batches)))
             yield batch
-
-
-def load(batches: PatchBatches, numbers: Iterable[int], workers: int, pin_memory: bool) -> Iterator[dict[str, Any]]:
-    """Batches with the given numbers, in that order, prepared by `workers` processes (0: by this one)."""
-    return iter(
-        DataLoader(
-            batches,
-            batch_size=None,
-            sampler=numbers,
-            num_workers=workers,
-            pin_memory=pin_memory,
-            prefetch_factor=3 if workers else None,
-        )
-    )

@@ -17,6 +17,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import autocast, nn
 
+from nnunet_genesis.batches import load
 from nnunet_genesis.checkpoints.saving import save_plain, versions
 from nnunet_genesis.corruption import Recipe, apply_params, compile_loops
 from nnunet_genesis.errors import DatasetError, one_line
@@ -32,7 +33,6 @@ from nnunet_genesis.pretraining.patches import (
     PatchBatches,
     corrupted_ahead,
     hold_out,
-    load,
     pad,
 )
 from nnunet_genesis.pretraining.restoration_log import ERRORS, RestorationLog

@@ -26,7 +26,7 @@ from nnunet_genesis.transfer.comparison import largest_difference
 from nnunet_genesis.transfer.matching import match
 from nnunet_genesis.transfer.report import TransferReport
 
-SCHEDULE = ("epochs", "iterations", "warmup", "learning_rate", "freeze_epochs", "encoder_lr_scale")
+SCHEDULE = ("epochs", "iterations", "warmup", "learning_rate", "freeze_epochs", "encoder_lr_scale", "seed")
 """The settings of fine-tuning that a user chooses when transferring."""
 
 REPORT = "transfer_report.json"
@@ -83,15 +83,44 @@ def transfer(
     if new_plans_name == plans_name:
         raise TransferError(f"The plans {plans_name} would be overwritten. Name others with --to.")
     path = new_plans_file(dataset, new_plans_name, "fine_tuning")
-    default = {"warmup": min(50, schedule.get("epochs", FineTuningSettings.epochs) // 20)}
-    settings, report = FineTuningSettings(**default | schedule), None
+    settings, report = scheduled(schedule), None
     if checkpoint is not None:
-        network, channels = target_network(plans, configuration, read_dataset_json(dataset))
-        report = _fill(network, channels, read_pretrained(checkpoint), min_coverage, resize_widths)
-        settings = _write(network, report, checkpoint, settings, path.with_name(f"{path.stem}_{configuration}.pth"))
+        weights = path.with_name(f"{path.stem}_{configuration}.pth")
+        settings, report = start_from(
+            checkpoint, plans, configuration, read_dataset_json(dataset), settings, weights, min_coverage, resize_widths
+        )
     blocks = _other_configurations(path, plans) | {configuration: settings.block()}
     write_json({**plans, "plans_name": new_plans_name, "genesis": {"fine_tuning": blocks}}, path)
     return Transferred(path, report)
+
+
+def scheduled(schedule: dict[str, Any]) -> FineTuningSettings:
+    """Settings of fine-tuning with some of `SCHEDULE`; a missing warm-up is a twentieth of the epochs, at most 50."""
+    default = {"warmup": min(50, schedule.get("epochs", FineTuningSettings.epochs) // 20)}
+    return FineTuningSettings(**default | schedule)
+
+
+def start_from(
+    checkpoint: Path,
+    plans: dict[str, Any],
+    configuration: str,
+    dataset_json: dict[str, Any],
+    settings: FineTuningSettings,
+    weights: Path,
+    min_coverage: float = MIN_COVERAGE,
+    resize_widths: bool = False,
+) -> tuple[FineTuningSettings, TransferReport]:
+    """Write a checkpoint's weights, in the shapes of the plans' network, into the file `weights`, its report beside it.
+
+    Returns:
+        The settings with what identifies both files, and the report.
+
+    Raises:
+        CheckpointError, TransferError, DatasetError: As `transfer`.
+    """
+    network, channels = target_network(plans, configuration, dataset_json)
+    report = _fill(network, channels, read_pretrained(checkpoint), min_coverage, resize_widths)
+    return _write(network, report, checkpoint, settings, weights), report
 
 
 def _fill(

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nnunet_genesis.batches import load
 from nnunet_genesis.corruption import RECIPES, apply_params
 from nnunet_genesis.pretraining.patches import (
     TRAINING,
@@ -18,7 +19,6 @@ from nnunet_genesis.pretraining.patches import (
     PatchBatches,
     corrupted_ahead,
     corrupted_on,
-    load,
     pad,
     random_crop,
 )

@@ -1,0 +1,66 @@
+"""Batches that are addressed by their number → an endless stream of them, from worker processes or this one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+
+class SeededBatches(Dataset[dict[str, Any]]):
+    """Batches of nnU-Net's loader as a function of the seed and their number alone.
+
+    nnU-Net draws cases, patches and augmentation from numpy's and torch's global generators. They are seeded for each
+    batch and set back afterwards, so that the same batches come whatever the number of workers, and after a restart as
+    without one.
+    """
+
+    def __init__(self, batches: Iterator[dict[str, Any]], seed: Sequence[int]) -> None:
+        """Take an endless loader, which must remember nothing from one batch to the next, and a seed."""
+        self.batches, self.seed = batches, tuple(seed)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Batch `number`, counted from 0."""
+        for_numpy, for_torch = np.random.SeedSequence([*self.seed, number]).generate_state(2)
+        before = np.random.get_state()  # noqa: NPY002
+        with torch.random.fork_rng(devices=[]):
+            try:
+                np.random.seed(int(for_numpy))  # noqa: NPY002
+                torch.manual_seed(int(for_torch))
+                return next(self.batches)
+            finally:
+                np.random.set_state(before)  # noqa: NPY002
+
+
+def load(
+    batches: Dataset[dict[str, Any]], numbers: Iterable[int], workers: int, pin_memory: bool
+) -> Iterator[dict[str, Any]]:
+    """Batches with the given numbers, in that order, prepared by `workers` processes (0: by this one)."""
+    return iter(
+        DataLoader(
+            batches,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            prefetch_factor=3 if workers else None,
+        )
+    )
+
+
+@contextmanager
+def no_loading_processes() -> Iterator[None]:
+    """nnU-Net starts no loading processes of its own in this block."""
+    before = os.environ.get("nnUNet_n_proc_DA")
+    os.environ["nnUNet_n_proc_DA"] = "0"
+    try:
+        yield
+    finally:
+        os.environ.pop("nnUNet_n_proc_DA")
+        if before is not None:
+            os.environ["nnUNet_n_proc_DA"] = before

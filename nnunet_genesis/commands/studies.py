@@ -1,0 +1,138 @@
+"""What pre-training is worth on a dataset: study plan, run, report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from nnunet_genesis.cli_settings import add_flags, given
+from nnunet_genesis.commands.parsing import add_command, left_out
+from nnunet_genesis.errors import StudyError
+
+COMMON = ("epochs", "iterations", "warmup", "learning_rate")
+
+
+def add_study(commands: Any) -> None:
+    """Add the command `study` with its verbs."""
+    parser = commands.add_parser(
+        "study",
+        help="What is pre-training worth on your data? Trains arms with few and many labels, and compares them.",
+        description="What is pre-training worth on your data? A study trains every arm (scratch, checkpoints) with the "
+        "same labeled cases, few and many, several times, and compares them on the same test cases.",
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for add in (_add_plan, _add_run):
+        add(verbs)
+
+
+def _add_plan(verbs: Any) -> None:
+    from nnunet_genesis.settings import FineTuningSettings
+
+    parser = add_command(
+        verbs, "plan", _plan, "List every run of a study, and what it will take.",
+        "nnunet_genesis study plan STUDY -d 4 -c 3d_fullres --arm scratch --arm genesis=checkpoint_final.pth "
+        "--labels 5 10 20 50 --seeds 5 --test 0.3 --epochs 100",
+    )  # fmt: skip
+    parser.add_argument("folder", type=Path, metavar="STUDY", help="new folder of the study")
+    parser.add_argument("-d", required=True, metavar="ID", help="labeled dataset, planned and preprocessed")
+    parser.add_argument("-c", required=True, metavar="CONFIGURATION", help="2d, 3d_lowres or 3d_fullres")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="its plans (%(default)s)")
+    parser.add_argument(
+        "--arm", required=True, action="append", metavar="ARM",
+        help="scratch, NAME=scratch or NAME=CHECKPOINT, then ,setting=value for settings of its own, e.g. "
+        "warm=genesis.pth,learning_rate=0.001; the first arm is what the others are compared with",
+    )  # fmt: skip
+    parser.add_argument("--labels", required=True, nargs="+", type=int, metavar="N", help="numbers of labeled cases")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="repetitions, each with labeled cases, "
+                        "initial weights, patches and augmentation of its own, the same in every arm (%(default)s)")  # fmt: skip
+    parser.add_argument("--test", nargs="+", required=True, metavar="CASE", help="cases to test on, a .txt file of "
+                        "them, or a share such as 0.3")  # fmt: skip
+    parser.add_argument("--pool", nargs="+", default=[], metavar="CASE", help="cases, or a .txt file of them, that "
+                        "labeled ones are drawn from (all but the test cases)")  # fmt: skip
+    parser.add_argument("--validation-iterations", type=int, default=10, metavar="N", help="batches of patches of the "
+                        "test cases per epoch, for the curves only (%(default)s)")  # fmt: skip
+    parser.add_argument("--no-mirroring", action="store_true", help="predict without averaging over mirrored patches")
+    parser.add_argument("--tolerance", type=float, default=1.0, metavar="MM", help="of the normalised surface distance "
+                        "(%(default)s)")  # fmt: skip
+    _add_device(parser)
+    add_flags(parser.add_argument_group("fine-tuning settings of all arms"), FineTuningSettings, COMMON)
+
+
+def _plan(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.nnunet_dataset import dataset_name
+    from nnunet_genesis.settings import FineTuningSettings
+    from nnunet_genesis.study.arms import parse_arm, settings_of
+    from nnunet_genesis.study.conducting import measured
+    from nnunet_genesis.study.outline import Wish, plan_study, read_cases
+
+    common = given(chosen, FineTuningSettings)
+    wish = Wish(
+        dataset_name(chosen.d), chosen.p, chosen.c, [parse_arm(text) for text in chosen.arm], chosen.labels,
+        chosen.seeds, _test(chosen.test), read_cases(chosen.pool), common, chosen.validation_iterations,
+        not chosen.no_mirroring, chosen.tolerance,
+    )  # fmt: skip
+    study = plan_study(wish, chosen.folder)
+    runs, settings = len(study.runs()), settings_of(wish.arms[0], common)
+    steps = settings.epochs * settings.iterations
+    print(f"{runs} runs: {len(study.arms)} arms, {len(study.labels)} label counts, {len(study.seeds)} seeds; "
+          f"{len(study.test)} test cases; {steps:,} steps each.", flush=True)  # fmt: skip
+    step, case = measured(study, chosen.folder, chosen.device)
+    hours = runs * (steps * step + len(study.test) * case) / 3600
+    print(f"A step takes {step:.3g} s on {chosen.device}, the prediction of a case {case:.3g} s: about {hours:.3g} hours of "
+          "computing in all.")  # fmt: skip
+    print(
+        f"Wrote {chosen.folder / 'study.json'}. Now: nnunet_genesis study run {chosen.folder} --device {chosen.device}"
+    )
+    return 0
+
+
+def _test(words: list[str]) -> list[str] | float:
+    """A share, or names of cases."""
+    from nnunet_genesis.study.outline import read_cases
+
+    try:
+        (share,) = map(float, words)
+    except ValueError:
+        return read_cases(words)
+    if not 0 < share < 1:
+        raise StudyError(f"--test takes names of cases, or a share between 0 and 1, not {share:g}.")
+    return share
+
+
+def _add_run(verbs: Any) -> None:
+    parser = add_command(
+        verbs, "run", _run, "Train, predict and evaluate every unfinished run; goes on where it was interrupted.",
+        "nnunet_genesis study run STUDY --jobs 2 --device cpu",
+    )  # fmt: skip
+    parser.add_argument("folder", type=Path, metavar="STUDY", help="folder of the study")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (%(default)s)")
+    parser.add_argument(
+        "--shard", type=_shard, default=(1, 1), metavar="I/N", help="only every N-th run, from the I-th on"
+    )
+    parser.add_argument("--keep-models", action="store_true", help="keep the networks in the study's folder")
+    _add_device(parser)
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.study.conducting import run_study
+
+    done = run_study(
+        chosen.folder, jobs=chosen.jobs, shard=chosen.shard, device=chosen.device, keep_models=chosen.keep_models
+    )
+    print(f"{done.finished} runs are finished.")
+    if done.elsewhere:
+        print(f"{len(done.elsewhere)} are being worked on by other processes: {', '.join(done.elsewhere[:5])} …")
+    return left_out(done.failed, "they failed; the others are kept")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """2/4 → (2, 4)."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text} is not a shard such as 1/4")
+    return int(number), int(count)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cuda", "cpu", "mps"), default="cuda", help="(%(default)s)")

@@ -1,0 +1,97 @@
+"""What a user asks for → a folder with `study.json`, plans and weights of every arm, and what it will take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_genesis.checkpoints.saving import versions
+from nnunet_genesis.errors import StudyError, printable
+from nnunet_genesis.nnunet_dataset import read_plans, refuse_cascade
+from nnunet_genesis.preflight import volumes_folder
+from nnunet_genesis.study.arms import Arm, prepare_arm
+from nnunet_genesis.study.design import FILE, Study, choose_test, nested_subsets, write_study
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A study as asked for on the command line; `test` and `pool` are names of cases, or a share of all of them."""
+
+    dataset: str
+    plans: str
+    configuration: str
+    arms: Sequence[Arm]
+    labels: Sequence[int]
+    seeds: int
+    test: Sequence[str] | float
+    pool: Sequence[str]
+    fine_tuning: dict[str, Any]
+    validation_iterations: int
+    mirroring: bool
+    tolerance_mm: float
+
+
+def plan_study(wish: Wish, folder: Path) -> Study:
+    """Write a study; nothing is written if anything is wrong.
+
+    Raises:
+        StudyError: The folder holds a study, cases are unknown or too few, or arms have no proper names.
+        DatasetError: The dataset is not planned or preprocessed.
+        CheckpointError, TransferError: A checkpoint cannot be read, or does not fit.
+    """
+    if (folder / FILE).exists():
+        raise StudyError(f"{folder / FILE} exists. Run it, or plan the new study in another folder.")
+    plans = read_plans(wish.dataset, wish.plans)
+    refuse_cascade(plans, wish.configuration)
+    cases = _labeled_cases(plans, wish.configuration)
+    test = choose_test(cases, wish.test) if isinstance(wish.test, float) else sorted(_known(wish.test, cases, "--test"))
+    pool = [case for case in _known(wish.pool, cases, "--pool") or cases if case not in test]
+    names = [arm.name for arm in wish.arms]
+    if len(set(names)) < len(names):
+        raise StudyError(f"Two arms have the same name: {', '.join(map(printable, names))}.")
+    seeds, labels = list(range(wish.seeds)), sorted(set(wish.labels))
+    study = Study(
+        wish.dataset, wish.plans, wish.configuration, {name: {} for name in names}, labels, seeds, test,
+        nested_subsets(pool, labels[-1], seeds), dict(wish.fine_tuning), wish.validation_iterations, wish.mirroring,
+        wish.tolerance_mm, {}, versions(),
+    )  # fmt: skip
+    for arm in wish.arms:
+        facts = prepare_arm(arm, folder, wish.dataset, plans, wish.configuration, dict(wish.fine_tuning))
+        study.arms[arm.name].update(facts)
+    write_study(study, folder)
+    return study
+
+
+def _labeled_cases(plans: dict[str, Any], configuration: str) -> list[str]:
+    """Names of the preprocessed cases."""
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+    folder = str(volumes_folder(plans, configuration))
+    return sorted(infer_dataset_class(folder).get_identifiers(folder))
+
+
+def _known(wanted: Sequence[str], cases: Sequence[str], flag: str) -> list[str]:
+    if unknown := sorted(set(wanted) - set(cases)):
+        raise StudyError(f"{flag}: {printable(unknown[0], 80)} is no preprocessed case of the dataset.")
+    return list(wanted)
+
+
+def read_cases(words: Sequence[str]) -> list[str]:
+    """Names of cases, as given, or of a text file with one in each line.
+
+    Raises:
+        StudyError: The file cannot be read as text.
+    """
+    names: list[str] = []
+    for word in words:
+        path = Path(word)
+        if path.suffix != ".txt":
+            names.append(word)
+            continue
+        try:
+            names += path.read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError):
+            raise StudyError(f"{path} cannot be read as text. Write one name of a case in each line.") from None
+    return names
