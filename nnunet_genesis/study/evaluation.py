@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,12 @@ def surface_scores(
     )  # surfaces are nowhere else
     one_hot = [torch.from_numpy(np.ascontiguousarray(mask[box])[None, None]).float() for mask in (predicted, truth)]
     options = {"include_background": True, "spacing": spacing}
-    return (
-        float(surface_dice(*one_hot, class_thresholds=[tolerance], **options)),
-        float(hausdorff(*one_hot, percentile=95, **options)),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI's, at its own call
+        return (
+            float(surface_dice(*one_hot, class_thresholds=[tolerance], **options)),
+            float(hausdorff(*one_hot, percentile=95, **options)),
+        )
 
 
 def surface_metrics() -> tuple[Any, Any]:
