@@ -1,0 +1,175 @@
+"""Tiny studies, from the command line to results: paired, restartable, the same whatever interrupts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+
+from nnunet_genesis.study import conducting
+from nnunet_genesis.study.design import read_study
+from tests.conftest import run_genesis, run_stock, shrink_plans, use_folders, write_dataset
+
+PLAN = ("-d", 4, "-c", "3d_fullres", "--labels", 1, 2, "--test", "case0", "case1", "--epochs", 3, "--iterations", 2,
+        "--validation-iterations", 1, "--no-mirroring", "--device", "cpu")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A labeled dataset that is ready to train on, and a pre-trained checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        base = use_folders(tmp_path_factory.mktemp("study"), patch)
+        write_dataset(base, 4, "Target", 6)
+        assert run_genesis("plan", "-d", 4, "--template", "tiny", "-p", "nnUNetPlans") == 0
+        shrink_plans(base / "nnUNet_preprocessed" / "Dataset004_Target" / "nnUNetPlans.json")
+        run_stock(
+            patch, "nnUNetv2_preprocess", "-d", 4, "-plans_name", "nnUNetPlans", "-c", "3d_fullres", "-np", 1
+        )
+        yield base
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """A study of two arms, two label counts and two seeds that nothing has interrupted."""
+    folder = place / "whole"
+    assert run_genesis("study", "plan", folder, *PLAN, "--seeds", 2, "--arm", "scratch",
+                       "--arm", "faster=scratch,learning_rate=0.03") == 0  # fmt: skip
+    assert run_genesis("study", "run", folder, "--device", "cpu") == 0
+    return folder
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "results").iterdir()}
+
+
+def test_every_run_has_results(finished):
+    study = read_study(finished)
+    assert set(results(finished)) == {f"{run.name}.json" for run in study.runs()}
+    for run in study.runs():
+        content = json.loads((finished / "results" / f"{run.name}.json").read_text())
+        assert list(content["cases"]) == study.test
+        assert set(content["cases"]["case0"]) == {"shell", "core"}
+        assert content["curve"]["steps"] == [2, 4, 6]
+        assert len(content["curve"]["dice"]) == len(content["curve"]["loss"]) == 3
+        assert (finished / "predictions" / run.name / "case1.nii.gz").is_file()
+        assert json.loads((finished / "times" / f"{run.name}.json").read_text())["seconds"] > 0
+    assert not [path for path in (finished / "trainings").rglob("*.pth")]
+
+
+def test_arms_start_alike(finished):
+    """The first epoch is warm-up free and its first loss depends on weights and batch only: seeds differ, arms do not."""
+    log = {name: json.loads(content)["curve"]["loss"] for name, content in results(finished).items()}
+    assert log["scratch_n2_s0.json"] != log["scratch_n2_s1.json"]
+    assert log["scratch_n2_s0.json"] != log["faster_n2_s0.json"]
+
+
+def test_a_study_that_is_killed_ends_with_the_same_results(place, finished):
+    """SIGKILL at five moments, among them the middle of a training, then to the end: the same bytes."""
+    folder = place / "killed"
+    shutil.copytree(finished / "arms", folder / "arms")
+    shutil.copyfile(finished / "study.json", folder / "study.json")
+    command = [sys.executable, "-m", "nnunet_genesis.cli", "study", "run", str(folder), "--device", "cpu", "--jobs", "2"]
+    rng = np.random.default_rng(0)
+    for wanted in range(1, 6):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.time() + 60
+        while time.time() < deadline and process.poll() is None and _traces(folder) < wanted:
+            time.sleep(0.02)
+        time.sleep(float(rng.uniform(0, 0.5)))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(0.5)  # workers end with the process that started them
+    assert run_genesis("study", "run", folder, "--device", "cpu", "--jobs", 2) == 0
+    assert results(folder) == results(finished)
+
+
+def _traces(folder: Path) -> int:
+    """How far a study is, roughly: checkpoints and results."""
+    return len(list((folder / "trainings").rglob("*.pth"))) + len(list((folder / "results").glob("*.json")))
+
+
+def test_finished_runs_are_not_done_again(finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "results").iterdir()}
+    assert run_genesis("study", "run", finished, "--device", "cpu") == 0
+    assert "8 runs are finished" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (finished / "results").iterdir()}
+
+
+def test_a_run_that_another_process_works_on_is_left_to_it(place, finished, monkeypatch):
+    monkeypatch.setattr(conducting, "WAIT", 0.0)
+    study, folder = read_study(finished), place / "shared"
+    shutil.copytree(finished, folder)
+    run = study.runs()[0]
+    (folder / "results" / f"{run.name}.json").unlink()
+    with FileLock(folder / "locks" / f"{run.name}.lock"):
+        outcome = conducting.run_study(folder, device="cpu", progress=False)
+    assert (outcome.finished, outcome.elsewhere, outcome.failed) == (7, [run.name], {})
+
+
+def test_a_shard_is_every_nth_run(place, finished, monkeypatch):
+    folder = place / "sharded"
+    shutil.copytree(finished, folder)
+    asked = []
+    monkeypatch.setattr(conducting, "_work", lambda jobs, *_: asked.extend(job.run.name for job in jobs) or [])
+    names = [run.name for run in read_study(folder).runs()]
+    shutil.rmtree(folder / "results")
+    for i in (1, 2, 3):
+        conducting.run_study(folder, shard=(i, 3), device="cpu", progress=False)
+    assert asked == names[::3] + names[1::3] + names[2::3]
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(place, finished, capsys):
+    folder = place / "failing"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "results")
+    (folder / "arms" / "faster.json").unlink()
+    study = json.loads((folder / "study.json").read_text())
+    study |= {"labels": [1], "seeds": [0], "labeled": {"0": study["labeled"]["0"]}}
+    (folder / "study.json").write_text(json.dumps(study))
+    assert run_genesis("study", "run", folder, "--device", "cpu") == 2
+    assert "faster_n1_s0: The plans of an arm" in capsys.readouterr().err
+    assert results(folder) == {"scratch_n1_s0.json": results(finished)["scratch_n1_s0.json"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--test", "case9"), "case9 is no preprocessed case"),
+        (("--pool", "nobody"), "nobody is no preprocessed case"),
+        (("--test", "1.5"), "a share between 0 and 1"),
+        (("--labels", "5"), "5 labels need as many"),
+        (("--arm", "scratch"), "Two arms have the same name"),
+        (("--arm", "x=missing.pth"), "missing.pth"),
+        (("--epochs", "1", "--warmup", "1"), '"warmup"'),
+    ],
+)
+def test_what_cannot_be_planned_leaves_no_study(place, tmp_path, capsys, words, said):
+    code = run_genesis("study", "plan", tmp_path / "new", *PLAN, "--seeds", 1, "--arm", "scratch", *words)
+    assert code == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "new" / "study.json").exists()
+
+
+def test_a_study_is_not_planned_twice(place, finished, capsys):
+    assert run_genesis("study", "plan", finished, *PLAN, "--arm", "scratch") == 1
+    assert "exists" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_cpu_must_be_asked_for(finished, capsys):
+    assert run_genesis("study", "run", finished) == 1
+    assert "-device cpu" in capsys.readouterr().err
+
+
+def test_the_environment_is_as_before(finished):
+    assert os.environ["nnUNet_results"] == str(finished.parent / "nnUNet_results")
