@@ -24,7 +24,7 @@ those with which it fine-tunes pre-trained transformers (the rate is that of AMA
 class PretrainingSettings(Settings):
     """Settings of `nnUNetTrainerGenesisPretrain`: `plans["genesis"]["pretraining"]`."""
 
-    loss: str = setting("mse", "restoration loss", choices=("mse", "l1"))
+    loss: str = setting("mse", "restoration loss", choices=("mse", "l1", "ssim"))
     epochs: int = setting(1000, "number of epochs", at_least=1)
     iterations: int = setting(250, "training steps per epoch", at_least=1)
     validation_iterations: int = setting(50, "validation steps per epoch", at_least=1)

@@ -33,7 +33,7 @@ def test_what_is_written_is_read_back(settings):
         ({"learning_rate": 0}, '"learning_rate" must be above 0'),
         ({"learning_rate": float("nan")}, '"learning_rate" must be a number'),
         ({"validation_share": 0.9}, '"validation_share" must be at most 0.5'),
-        ({"loss": "ssim"}, '"loss" must be mse or l1'),
+        ({"loss": "l2"}, '"loss" must be mse or l1 or ssim, not'),
         ({"recipe": "Paper"}, "paper"),
         ({"recipe": {"shuffling": {"window": 3}}}, 'Unknown key "window".*"recipe" / "shuffling".*"windows"'),
         ({"recipe": {"intensity": {"probability": 1.5}}}, '"probability" must be at most 1'),
