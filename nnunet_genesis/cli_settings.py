@@ -18,22 +18,23 @@ def add_flags(parser: Any, kind: Any, names: Iterable[str] = (), prefix: str = "
             continue
         default: Any = declared.default
         pair = isinstance(default, tuple)
+        shown = "" if default is None else f" ({' '.join(map(str, default)) if pair else default})"
         parser.add_argument(
             FLAGS.get(declared.name, "--" + (prefix + declared.name).replace("_", "-")),
             dest=prefix + declared.name,
             default=argparse.SUPPRESS,
-            type=type(default[0]) if pair else type(default),
+            type=float if default is None else type(default[0]) if pair else type(default),
             nargs=2 if pair else None,
             choices=declared.metadata["choices"] or None,
             metavar=_placeholder(declared),
-            help=f"{declared.metadata['text']} ({' '.join(map(str, default)) if pair else default})".replace("%", "%%"),
+            help=f"{declared.metadata['text']}{shown}".replace("%", "%%"),
         )
 
 
 def _placeholder(declared: Any) -> Any:
     if isinstance(declared.default, tuple):
         return ("LOW", "HIGH")
-    return None if declared.metadata["choices"] else "X" if isinstance(declared.default, float) else "N"
+    return None if declared.metadata["choices"] else "X" if isinstance(declared.default, float | None) else "N"
 
 
 def given(chosen: argparse.Namespace, kind: Any, prefix: str = "") -> dict[str, Any]:

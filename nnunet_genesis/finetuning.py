@@ -34,7 +34,7 @@ class WarmupPoly(PolyLRScheduler):
     def __init__(self, optimizer: torch.optim.Optimizer, settings: FineTuningSettings) -> None:
         """The rate of the epochs before the end of the warm-up is `learning_rate * (epoch + 1) / (warmup + 1)`."""
         self.settings = settings
-        super().__init__(optimizer, settings.learning_rate, settings.epochs - settings.warmup)
+        super().__init__(optimizer, settings.rates()[0], settings.epochs - settings.warmup)
 
     def step(self, current_step: int | None = None) -> None:
         """Set the learning rates of epoch `current_step`; that of a frozen encoder is 0."""
@@ -50,8 +50,8 @@ class WarmupPoly(PolyLRScheduler):
 class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
     """Fine-tune from the weights that the plans' genesis block names (written by `nnunet_genesis transfer`).
 
-    Start, length, learning rate and seed are the plans'; all else is nnU-Net's. A fresh training refuses to start when
-    the weights are missing, altered or do not fit; a resumed one, validation and prediction never need them.
+    Start, length, optimiser, learning rate and seed are the plans'; all else is nnU-Net's. A fresh training refuses to
+    start when the weights are missing, altered or do not fit; a resumed one, validation and prediction never need them.
     """
 
     build_network_architecture = staticmethod(build_unet)
@@ -66,18 +66,22 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
     ) -> None:
         """As in nnU-Net; ends with one line where plans or settings are wrong."""
         with one_line():
-            self.settings = FineTuningSettings.of_plans(plans, configuration)
+            self.settings = FineTuningSettings.of_plans(plans, configuration).resolved()
             check_before_training(plans, configuration, cascade=True)
             refuse_missing_labels(plans["dataset_name"], dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.settings.epochs
         self.num_iterations_per_epoch = self.settings.iterations
-        self.initial_lr = self.settings.learning_rate
+        self.initial_lr, self.weight_decay = self.settings.rates()
         self.has_resumed = False
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
-        """nnU-Net's optimiser, with a group for the encoder; its schedule after a warm-up."""
-        optimizer, _ = super().configure_optimizers()
+        """nnU-Net's optimiser or AdamW, with a group for the encoder; nnU-Net's schedule after a warm-up."""
+        if self.settings.optimizer == "adamw":
+            parameters = self.network.parameters()
+            optimizer = torch.optim.AdamW(parameters, self.initial_lr, weight_decay=self.weight_decay)
+        else:
+            optimizer, _ = super().configure_optimizers()
         encoder = list(unwrap(self.network).encoder.parameters())  # type: ignore[union-attr]
         within = {id(parameter) for parameter in encoder}
         (group,) = optimizer.param_groups
@@ -86,7 +90,7 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
         return optimizer, WarmupPoly(optimizer, self.settings)
 
     def on_train_epoch_start(self) -> None:
-        """As in nnU-Net; an encoder that thaws starts without the momentum of the gradients that it did not follow."""
+        """As in nnU-Net; an encoder that thaws starts without the moments of the gradients that it did not follow."""
         if self.current_epoch == self.settings.freeze_epochs > 0:
             for parameter in self.optimizer.param_groups[1]["params"]:
                 self.optimizer.state.pop(parameter, None)
@@ -130,9 +134,16 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
         """Resume: the network is this training's own from here on."""
         super().load_checkpoint(filename_or_checkpoint)
         self.has_resumed = True
+        for state in self.optimizer.state.values():
+            if "step" in state:
+                state["step"] = state["step"].cpu()  # AdamW reads it there without waiting for the GPU
 
     def on_train_start(self) -> None:
         """Load the transferred weights into a fresh training, then as in nnU-Net."""
+        self.print_to_log_file(
+            f"Fine-tuning with {self.settings.optimizer}: learning rate {self.settings.learning_rate:g} after "
+            f"{self.settings.warmup} epochs of warm-up, weight decay {self.settings.weight_decay:g}"
+        )
         if not self.has_resumed:
             with one_line():
                 if self.was_initialized and self.settings.weights:

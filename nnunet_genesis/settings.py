@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nnunet_genesis.corruption import RECIPES, Recipe, read_recipe
@@ -12,12 +12,19 @@ from nnunet_genesis.settings_base import Settings, setting
 
 DEFAULT_RECIPE = "paper"
 
+OPTIMIZERS: dict[str, dict[str, float]] = {
+    "sgd": {"learning_rate": 1e-2, "weight_decay": 3e-5},
+    "adamw": {"learning_rate": 1e-4, "weight_decay": 5e-2},
+}
+"""Optimisers of the fine-tuning, with what holds where the settings do not say otherwise: nnU-Net's own values, and
+those with which it fine-tunes pre-trained transformers (the rate is that of AMAES, arXiv 2408.00640, too)."""
+
 
 @dataclass(frozen=True)
 class PretrainingSettings(Settings):
     """Settings of `nnUNetTrainerGenesisPretrain`: `plans["genesis"]["pretraining"]`."""
 
-    loss: str = setting("mse", "restoration loss", choices=("mse", "l1"))
+    loss: str = setting("mse", "restoration loss", choices=("mse", "l1", "ssim"))
     epochs: int = setting(1000, "number of epochs", at_least=1)
     iterations: int = setting(250, "training steps per epoch", at_least=1)
     validation_iterations: int = setting(50, "validation steps per epoch", at_least=1)
@@ -65,7 +72,13 @@ class FineTuningSettings(Settings):
     warmup: int = setting(
         50, "epochs in which the learning rate rises linearly: by default a twentieth of all, at most", at_least=0
     )
-    learning_rate: float = setting(1e-2, "SGD's learning rate after warm-up; it falls to 0 (poly)", above=0)
+    optimizer: str = setting("sgd", "SGD as in nnU-Net, or AdamW", choices=tuple(OPTIMIZERS))
+    learning_rate: float | None = setting(
+        None,
+        "learning rate after warm-up; it falls to 0 (poly); by default 0.01 with sgd, 0.0001 with adamw",
+        above=0,
+    )
+    weight_decay: float | None = setting(None, "weight decay; by default 0.00003 with sgd, 0.05 with adamw", at_least=0)
     freeze_epochs: int = setting(
         0, "epochs in which stem and encoder stay as transferred", at_least=0, formerly="frozen_encoder"
     )
@@ -89,6 +102,17 @@ class FineTuningSettings(Settings):
         for name in ("warmup", "freeze_epochs"):
             if getattr(self, name) >= self.epochs:
                 raise SettingsError(f'"{name}" ({getattr(self, name)}) must be below "epochs" ({self.epochs}).')
+
+    def resolved(self) -> FineTuningSettings:
+        """A copy in which learning rate and weight decay are numbers."""
+        rate, decay = self.rates()
+        return replace(self, learning_rate=rate, weight_decay=decay)
+
+    def rates(self) -> tuple[float, float]:
+        """Learning rate and weight decay: those of the optimiser, unless they were given."""
+        own = OPTIMIZERS[self.optimizer]
+        rate = own["learning_rate"] if self.learning_rate is None else self.learning_rate
+        return rate, own["weight_decay"] if self.weight_decay is None else self.weight_decay
 
     @classmethod
     def of_plans(cls, plans: Mapping[str, Any], configuration: str) -> FineTuningSettings:

@@ -24,8 +24,9 @@ def setting(
 ) -> Any:
     """Declare a field: default value, help text, and the values it may take.
 
-    A tuple default declares a (low, high) range: two numbers within the bounds, in ascending order. `formerly` is the
-    name under which older plans have the setting.
+    A tuple default declares a (low, high) range: two numbers within the bounds, in ascending order. The default None
+    declares a number that follows from other settings unless it is given. `formerly` is the name under which older
+    plans have the setting.
     """
     bounds = {"at_least": at_least, "at_most": at_most, "above": above, "choices": choices}
     return field(default=default, metadata={"text": text, "formerly": formerly, **bounds})
@@ -87,6 +88,8 @@ def _with_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:
 def _checked(declared: Field[Any], value: Any) -> Any:
     """The value in the type of the field's default, or a SettingsError."""
     default, name = declared.default, declared.name
+    if default is None and value is None:
+        return None
     if isinstance(default, tuple):
         numbers = isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
         if not numbers or value[0] > value[1]:

@@ -29,7 +29,7 @@ from nnunet_genesis.errors import GenesisError
 from nnunet_genesis.networks.build import target_network
 from nnunet_genesis.nnunet_dataset import read_dataset_json, read_plans
 from nnunet_genesis.resources import plans_folder, trainers_folder
-from nnunet_genesis.settings import FineTuningSettings, PretrainingSettings
+from nnunet_genesis.settings import OPTIMIZERS, FineTuningSettings, PretrainingSettings
 from nnunet_genesis.transfer.into_plans import MIN_COVERAGE, REPORT
 from tests.conftest import REPOSITORY, run_genesis, use_folders, write_dataset
 from tests.test_encoders import checkpoint
@@ -282,6 +282,11 @@ def test_the_tables_of_settings_hold_the_defaults():
     for flag, (value,) in told_in_table("`transfer`"):
         if flag in ("--warmup", "--resize-widths"):
             assert value in ("a twentieth of the epochs, at most 50", "off")
+        elif flag in ("--lr", "--weight-decay"):
+            told = re.findall(r"([\d.]+) with `(\w+)`", value)
+            assert {name: float(number) for number, name in told} == {
+                name: default(flag, FineTuningSettings(optimizer=name).resolved()) for name in OPTIMIZERS
+            }
         else:
             assert same(value, MIN_COVERAGE if flag == "--min-coverage" else default(flag, FineTuningSettings())), flag
     for flag, values in told_in_table("recipe"):

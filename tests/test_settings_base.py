@@ -33,7 +33,7 @@ def test_what_is_written_is_read_back(settings):
         ({"learning_rate": 0}, '"learning_rate" must be above 0'),
         ({"learning_rate": float("nan")}, '"learning_rate" must be a number'),
         ({"validation_share": 0.9}, '"validation_share" must be at most 0.5'),
-        ({"loss": "ssim"}, '"loss" must be mse or l1'),
+        ({"loss": "l2"}, '"loss" must be mse or l1 or ssim, not'),
         ({"recipe": "Paper"}, "paper"),
         ({"recipe": {"shuffling": {"window": 3}}}, 'Unknown key "window".*"recipe" / "shuffling".*"windows"'),
         ({"recipe": {"intensity": {"probability": 1.5}}}, '"probability" must be at most 1'),
@@ -71,6 +71,21 @@ def test_pretraining_blocks_of_another_kind_are_named(genesis):
 def test_fine_tuning_blocks_of_another_kind_are_named(genesis):
     with pytest.raises(SettingsError, match=BRACES):
         FineTuningSettings.of_plans({"genesis": genesis}, "2d")
+
+
+def test_learning_rate_and_weight_decay_follow_the_optimizer_unless_they_are_given():
+    def resolved(**block) -> tuple[float | None, float | None]:
+        settings = FineTuningSettings.of_plans({"genesis": {"fine_tuning": {"2d": block}}}, "2d")
+        assert (settings.learning_rate, settings.weight_decay) == (
+            block.get("learning_rate"), block.get("weight_decay"))  # fmt: skip
+        return settings.resolved().learning_rate, settings.resolved().weight_decay
+
+    assert resolved() == resolved(optimizer="sgd", learning_rate=None) == (1e-2, 3e-5)
+    assert resolved(optimizer="adamw") == (1e-4, 5e-2)
+    assert resolved(optimizer="adamw", learning_rate=1e-2, weight_decay=0) == (1e-2, 0)
+    for wrong, message in ((0, "must be above 0, not 0"), ("fast", "must be a number, not 'fast'")):
+        with pytest.raises(SettingsError, match=f'"learning_rate" {message}'):
+            resolved(learning_rate=wrong)
 
 
 def test_former_names_of_settings_are_read():

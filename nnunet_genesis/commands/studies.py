@@ -10,7 +10,8 @@ from nnunet_genesis.cli_settings import add_flags, given
 from nnunet_genesis.commands.parsing import add_command, left_out
 from nnunet_genesis.errors import StudyError
 
-COMMON = ("epochs", "iterations", "warmup", "learning_rate")
+COMMON = ("epochs", "iterations", "warmup", "optimizer", "learning_rate", "weight_decay")
+"""Settings of fine-tuning that all arms share unless they have their own."""
 
 
 def add_study(commands: Any) -> None:
@@ -44,8 +45,8 @@ def _add_plan(verbs: Any) -> None:
         "warm=genesis.pth,learning_rate=0.001; the first arm is what the others are compared with",
     )  # fmt: skip
     parser.add_argument("--labels", required=True, nargs="+", type=int, metavar="N", help="numbers of labeled cases")
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="repetitions, each with labeled cases, "
-                        "initial weights, patches and augmentation of its own, the same in every arm (%(default)s)")  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="repetitions, each with cases, "
+                        "weights, patches and augmentation of its own, as in every arm (%(default)s)")  # fmt: skip
     parser.add_argument("--test", nargs="+", required=True, metavar="CASE", help="cases to test on, a .txt file of "
                         "them, or a share such as 0.3")  # fmt: skip
     parser.add_argument("--pool", nargs="+", default=[], metavar="CASE", help="cases, or a .txt file of them, that "
@@ -79,8 +80,8 @@ def _plan(chosen: argparse.Namespace) -> int:
           f"{len(study.test)} test cases; {steps:,} steps each.", flush=True)  # fmt: skip
     step, case = measured(study, chosen.folder, chosen.device)
     hours = runs * (steps * step + len(study.test) * case) / 3600
-    print(f"A step takes {step:.3g} s on {chosen.device}, the prediction of a case {case:.3g} s: about {hours:.3g} hours of "
-          "computing in all.")  # fmt: skip
+    print(f"A step takes {step:.3g} s on {chosen.device}, the prediction of a case {case:.3g} s: "
+          f"about {hours:.3g} hours of computing in all.")  # fmt: skip
     print(
         f"Wrote {chosen.folder / 'study.json'}. Now: nnunet_genesis study run {chosen.folder} --device {chosen.device}"
     )

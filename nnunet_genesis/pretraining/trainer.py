@@ -26,7 +26,13 @@ from nnunet_genesis.networks.build import build_unet, unwrap
 from nnunet_genesis.nnunet_dataset import channel_names
 from nnunet_genesis.preflight import check_before_training, refuse_missing_gpu, volumes_folder
 from nnunet_genesis.pretraining.figures import restoration_sheet
-from nnunet_genesis.pretraining.loss import RestorationLoss, freeze_unused_heads, mean_errors, restoration_errors
+from nnunet_genesis.pretraining.loss import (
+    RestorationLoss,
+    freeze_unused_heads,
+    mean_errors,
+    restoration_errors,
+    validation_loss,
+)
 from nnunet_genesis.pretraining.patches import (
     TRAINING,
     VALIDATION,
@@ -189,7 +195,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         """Log the errors of restoration and of both baselines over the patches of all processes."""
         errors = self._gathered(val_outputs)
-        self.logger.log("val_losses", errors["mae" if self.settings.loss == "l1" else "mse"], self.current_epoch)
+        self.logger.log("val_losses", validation_loss(self.settings.loss, errors), self.current_epoch)
         for name, metric in ERRORS.items():
             self.logger.log(name, errors[metric], self.current_epoch)
 
@@ -266,8 +272,8 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Write `restoration_summary.json` and `restoration_final.png` in place of nnU-Net's final validation.
 
-        The summary holds MSE, MAE and PSNR on held-out patches for the recipe and for each corruption alone, with the
-        MSE of both baselines. `save_probabilities` (`--npz`) has no meaning here.
+        The summary holds MSE, MAE, PSNR and SSIM on held-out patches for the recipe and for each corruption alone,
+        with the MSE of both baselines. `save_probabilities` (`--npz`) has no meaning here.
         """
         _, self.validation_cases = self.do_split()
         self.set_deep_supervision_enabled(False)
@@ -276,14 +282,15 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
             f"{name} alone": self.errors_on_held_out(recipe) for name, recipe in self.settings.recipe.alone().items()
         }
         if self.local_rank == 0:
-            facts = {"unit": "MSE and MAE in normalised intensities, PSNR in dB", "epochs": self.current_epoch,
-                     "held_out": self.validation_cases, "errors": summary}  # fmt: skip
+            facts = {"unit": "MSE and MAE in normalised intensities, PSNR in dB, SSIM up to 1",
+                     "epochs": self.current_epoch, "held_out": self.validation_cases, "errors": summary}  # fmt: skip
             write_json(facts, Path(self.output_folder) / "restoration_summary.json")
             self.draw_sheet("restoration_final.png", f"after {self.current_epoch} epochs")
             for name, errors in summary.items():
                 self.print_to_log_file(
                     f"{name:<22} MSE {errors['mse']:.4f} (copying {errors['copy_mse']:.4f}, "
-                    f"mean {errors['mean_mse']:.4f})  PSNR {errors['psnr']:.2f} dB"
+                    f"mean {errors['mean_mse']:.4f})  PSNR {errors['psnr']:.2f} dB  "
+                    f"SSIM {errors['ssim']:.3f}"
                 )
                 self.logger.log_summary(f"restoration/{name}/mse", errors["mse"])
         if self.is_ddp:

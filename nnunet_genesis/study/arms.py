@@ -53,7 +53,8 @@ def _setting(part: str, text: str) -> tuple[str, Any]:
             f"--arm {printable(text, 120)}: {printable(name, 40)} is no setting in which arms may differ. "
             f"These are: {', '.join(FREE)}."
         )
-    kind = type(getattr(FineTuningSettings(), name))
+    default = getattr(FineTuningSettings(), name)
+    kind = float if default is None else type(default)  # numbers that the optimiser decides unless they are given
     try:
         return name, kind(value)
     except ValueError:

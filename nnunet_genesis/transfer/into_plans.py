@@ -26,7 +26,8 @@ from nnunet_genesis.transfer.comparison import largest_difference
 from nnunet_genesis.transfer.matching import match
 from nnunet_genesis.transfer.report import TransferReport
 
-SCHEDULE = ("epochs", "iterations", "warmup", "learning_rate", "freeze_epochs", "encoder_lr_scale", "seed")
+SCHEDULE = ("epochs", "iterations", "warmup", "optimizer", "learning_rate", "weight_decay", "freeze_epochs",
+            "encoder_lr_scale", "seed")  # fmt: skip
 """The settings of fine-tuning that a user chooses when transferring."""
 
 REPORT = "transfer_report.json"

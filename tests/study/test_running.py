@@ -32,9 +32,7 @@ def place(tmp_path_factory):
         write_dataset(base, 4, "Target", 6)
         assert run_genesis("plan", "-d", 4, "--template", "tiny", "-p", "nnUNetPlans") == 0
         shrink_plans(base / "nnUNet_preprocessed" / "Dataset004_Target" / "nnUNetPlans.json")
-        run_stock(
-            patch, "nnUNetv2_preprocess", "-d", 4, "-plans_name", "nnUNetPlans", "-c", "3d_fullres", "-np", 1
-        )
+        run_stock(patch, "nnUNetv2_preprocess", "-d", 4, "-plans_name", "nnUNetPlans", "-c", "3d_fullres", "-np", 1)
         yield base
 
 
@@ -63,14 +61,20 @@ def test_every_run_has_results(finished):
         assert len(content["curve"]["dice"]) == len(content["curve"]["loss"]) == 3
         assert (finished / "predictions" / run.name / "case1.nii.gz").is_file()
         assert json.loads((finished / "times" / f"{run.name}.json").read_text())["seconds"] > 0
-    assert not [path for path in (finished / "trainings").rglob("*.pth")]
+    assert not list((finished / "trainings").rglob("*.pth"))
 
 
-def test_arms_start_alike(finished):
-    """The first epoch is warm-up free and its first loss depends on weights and batch only: seeds differ, arms do not."""
-    log = {name: json.loads(content)["curve"]["loss"] for name, content in results(finished).items()}
-    assert log["scratch_n2_s0.json"] != log["scratch_n2_s1.json"]
-    assert log["scratch_n2_s0.json"] != log["faster_n2_s0.json"]
+def test_equal_arms_have_equal_results(place, finished):
+    """An arm is compared with another on the same cases, weights, patches and augmentation: its twin is its equal."""
+    folder = place / "twins"
+    assert run_genesis("study", "plan", folder, *PLAN, "--seeds", 1, "--labels", 2, "--arm", "scratch",
+                       "--arm", "twin=scratch") == 0  # fmt: skip
+    assert run_genesis("study", "run", folder, "--device", "cpu", "--jobs", 2) == 0
+    content = {path.stem: json.loads(path.read_text()) for path in (folder / "results").iterdir()}
+    assert content["twin_n2_s0"] == content["scratch_n2_s0"] | {"run": "twin_n2_s0", "arm": "twin"}
+    others = {name: json.loads(found)["curve"] for name, found in results(finished).items()}
+    assert content["scratch_n2_s0"]["curve"] == others["scratch_n2_s0.json"]  # of another study, with other counts
+    assert len({str(curve) for curve in others.values()}) == len(others)  # seeds, counts and settings all tell
 
 
 def test_a_study_that_is_killed_ends_with_the_same_results(place, finished):
@@ -78,7 +82,18 @@ def test_a_study_that_is_killed_ends_with_the_same_results(place, finished):
     folder = place / "killed"
     shutil.copytree(finished / "arms", folder / "arms")
     shutil.copyfile(finished / "study.json", folder / "study.json")
-    command = [sys.executable, "-m", "nnunet_genesis.cli", "study", "run", str(folder), "--device", "cpu", "--jobs", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "nnunet_genesis.cli",
+        "study",
+        "run",
+        str(folder),
+        "--device",
+        "cpu",
+        "--jobs",
+        "2",
+    ]
     rng = np.random.default_rng(0)
     for wanted in range(1, 6):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

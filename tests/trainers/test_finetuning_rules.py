@@ -53,6 +53,35 @@ def test_rates_and_momentum_of_encoder_and_rest(transferred: Path):
     assert trainer.logger.get_value("lrs", None) == pytest.approx([0.02, 0.04, 0.04 * 0.8**0.9, 0.04 * 0.6**0.9])
 
 
+def test_adamw_trains_both_groups_and_resumes(transferred: Path):
+    """By its own rates unless others are given; the checkpoint says which; its state survives."""
+    change_settings(transferred, epochs=5, optimizer="adamw", weight_decay=0.02, encoder_lr_scale=0.5)
+    trainer = start_finetuning()
+    assert type(trainer.optimizer) is torch.optim.AdamW
+    rest, encoder = trainer.optimizer.param_groups
+    assert len(rest["params"]) + len(encoder["params"]) == len(list(trainer.network.parameters()))
+    assert {group["weight_decay"] for group in (rest, encoder)} == {0.02}
+    assert "with adamw: learning rate 0.0001 after 0 epochs of warm-up, weight decay 0.02" in log_of(trainer)
+    trainer.on_train_epoch_start()
+    assert (rest["lr"], encoder["lr"]) == (1e-4, 0.5e-4)
+    before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+    trainer.train_step(next(trainer.dataloader_train))
+    moved = (trainer.network.state_dict()[STEM] - before[STEM]).abs().max().item()
+    assert moved == pytest.approx(0.5e-4, rel=0.2)  # AdamW's first step is as long as its rate
+    saved = transferred.parents[1] / "own.pth"
+    trainer.save_checkpoint(str(saved))
+    settings = torch.load(saved, weights_only=True)["genesis"]["settings"]
+    assert (settings["optimizer"], settings["learning_rate"], settings["weight_decay"]) == ("adamw", 1e-4, 0.02)
+    resumed = trainer_of()
+    resumed.load_checkpoint(str(saved))
+    for one, other in zip(resumed.optimizer.param_groups, trainer.optimizer.param_groups, strict=True):
+        for ours, theirs in zip(one["params"], other["params"], strict=True):
+            state, own = resumed.optimizer.state.get(ours), trainer.optimizer.state.get(theirs)
+            assert (state is None) == (own is None)  # the lowest segmentation head is not trained
+            assert state is None or torch.equal(state["exp_avg"], own["exp_avg"])
+    assert len(resumed.optimizer.state) > 20
+
+
 @pytest.mark.parametrize(
     "wanted",
     [
@@ -87,7 +116,7 @@ def test_a_resumed_training_needs_no_transferred_weights(transferred: Path):
     trainer.save_checkpoint(str(saved))
     facts = torch.load(saved, weights_only=True)["genesis"]
     assert facts.pop("versions")["nnunetv2"]
-    assert facts == {"task": "fine-tuning", "settings": block}
+    assert facts == {"task": "fine-tuning", "settings": block | {"learning_rate": 0.01, "weight_decay": 3e-5}}
 
     (transferred / "nnUNetPlans_genesis_3d_fullres.pth").unlink()
     resumed = trainer_of()

@@ -95,21 +95,21 @@ def test_checkpoints_and_logs_speak_of_restoration(ready: Path, stock):
     assert "dice" not in text.lower().replace("batch_dice", "")
 
 
-def end_epoch(trainer: nnUNetTrainerGenesisPretrain, mse: float, mae: float) -> Path:
+def end_epoch(trainer: nnUNetTrainerGenesisPretrain, mse: float, mae: float, ssim: float = 0.5) -> Path:
     """An epoch whose two validation batches have these errors on average; the best checkpoint."""
     now = trainer.current_epoch
     for name in ("train_losses", "lrs", "epoch_start_timestamps"):
         trainer.logger.log(name, 1.0, now)
     others = {"psnr": 20.0, "copy_mse": 1.0, "mean_mse": 1.0}
     trainer.on_validation_epoch_end(
-        [{"errors": [{"mse": mse * part, "mae": mae * part} | others]} for part in (0.5, 1.5)]
+        [{"errors": [{"mse": mse * part, "mae": mae * part, "ssim": ssim * part} | others]} for part in (0.5, 1.5)]
     )
     trainer.logger.plot_progress_png = lambda folder: None  # slow, and not what is asked for
     trainer.on_epoch_end()
     return Path(trainer.output_folder) / "checkpoint_best.pth"
 
 
-@pytest.mark.parametrize("loss", ["mse", "l1"])
+@pytest.mark.parametrize("loss", ["mse", "l1", "ssim"])
 def test_the_best_checkpoint_has_the_smallest_loss_of_the_kind_that_is_trained(ready: Path, loss):
     edit_plans(pretraining_plans(ready), genesis__pretraining__loss=loss, genesis__pretraining__epochs=9,
                genesis__pretraining__save_every=1, genesis__pretraining__plot_every=9)  # fmt: skip
@@ -117,7 +117,9 @@ def test_the_best_checkpoint_has_the_smallest_loss_of_the_kind_that_is_trained(r
     trainer.initialize()
 
     def best_after(trained: float, other: float) -> int:
-        errors = {"mse": trained, "mae": other} if loss == "mse" else {"mse": other, "mae": trained}
+        kinds = {"mse": trained, "l1": trained, "ssim": 1 - trained}
+        errors = {"mse": other, "mae": other, "ssim": 1 - other}
+        errors["mae" if loss == "l1" else loss] = kinds[loss]
         best = end_epoch(trainer, **errors)
         return torch.load(best, weights_only=True)["current_epoch"] if best.is_file() else 0
 
