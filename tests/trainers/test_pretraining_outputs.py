@@ -176,7 +176,7 @@ def epoch(trainer: Any, mse: float, mae: float = 1.0, took: float = 1.0) -> None
     trainer.logger.log("epoch_start_timestamps", time.time() - took, trainer.current_epoch)
     trainer.logger.log("lrs", 0.1, trainer.current_epoch)
     trainer.on_train_epoch_end([{"loss": np.array(0.5)}])
-    error = {"mse": mse, "mae": mae, "psnr": 20.0, "copy_mse": 2.0, "mean_mse": 3.0}
+    error = {"mse": mse, "mae": mae, "psnr": 20.0, "ssim": 0.5, "copy_mse": 2.0, "mean_mse": 3.0}
     trainer.on_validation_epoch_end([{"errors": [error, error]}])
     trainer.on_epoch_end()
 
@@ -185,7 +185,7 @@ def epoch(trainer: Any, mse: float, mae: float = 1.0, took: float = 1.0) -> None
 def test_the_log_of_a_validation(ready: Path, loss, logged):
     change_settings(ready, loss=loss)
     trainer = start()
-    error = {"mse": 0.3, "mae": 1.0, "psnr": 20.0, "copy_mse": 2.0, "mean_mse": 3.0}
+    error = {"mse": 0.3, "mae": 1.0, "psnr": 20.0, "ssim": 0.5, "copy_mse": 2.0, "mean_mse": 3.0}
     trainer.on_validation_epoch_end([{"errors": [error]}, {"errors": [error | {"mse": 0.5, "mae": 0.8}]}])
     values = {name: trainer.logger.get_value(name, -1) for name in (
         "val_losses", "restoration_mse", "restoration_mae", "restoration_psnr", "copy_mse", "mean_mse")}  # fmt: skip
@@ -325,7 +325,7 @@ def one_rank(rank: int, ranks: int, folder: Path) -> None:
     trainer._set_batch_size_and_oversample()
     train, held_out = trainer.get_dataloaders()
     batches = [[next(stream) for _ in range(2)] for stream in (train, held_out)]
-    error = {"mae": 1.0, "psnr": 1.0, "copy_mse": 1.0, "mean_mse": 1.0}
+    error = {"mae": 1.0, "psnr": 1.0, "ssim": 1.0, "copy_mse": 1.0, "mean_mse": 1.0}
     errors = [{"errors": [error | {"mse": float(rank + part)}]} for part in range(rank + 1)]
     trainer.on_validation_epoch_end(errors)
     if rank:
