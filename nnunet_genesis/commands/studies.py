@@ -112,12 +112,20 @@ def _add_run(verbs: Any) -> None:
         "--shard", type=_shard, default=(1, 1), metavar="I/N", help="only every N-th run, from the I-th on"
     )
     parser.add_argument("--keep-models", action="store_true", help="keep the networks in the study's folder")
+    parser.add_argument("--submit", choices=("slurm", "local"), metavar="CLUSTER", help="hand the work to slurm, or to "
+                        "local processes, through submitit, and return")  # fmt: skip
+    parser.add_argument("--tasks", type=int, default=1, metavar="N", help="with --submit: number of jobs (%(default)s)")
+    parser.add_argument("--cluster-option", type=_option, action="append", default=[], metavar="NAME=VALUE",
+                        help="with --submit: a parameter of submitit, e.g. slurm_partition=gpu, gpus_per_node=1, "
+                        "timeout_min=600")  # fmt: skip
     _add_device(parser)
 
 
 def _run(chosen: argparse.Namespace) -> int:
     from nnunet_genesis.study.conducting import run_study
 
+    if chosen.submit:
+        return _submit(chosen)
     done = run_study(
         chosen.folder, jobs=chosen.jobs, shard=chosen.shard, device=chosen.device, keep_models=chosen.keep_models
     )
@@ -125,6 +133,28 @@ def _run(chosen: argparse.Namespace) -> int:
     if done.elsewhere:
         print(f"{len(done.elsewhere)} are being worked on by other processes: {', '.join(done.elsewhere[:5])} …")
     return left_out(done.failed, "they failed; the others are kept")
+
+
+def _submit(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.study.submitting import FOLDER, submit
+
+    if chosen.tasks < 1 or chosen.shard != (1, 1):
+        raise StudyError("--submit shares the runs among --tasks jobs, at least one; leave --shard out.")
+    jobs = submit(
+        chosen.folder, chosen.submit, chosen.tasks, dict(chosen.cluster_option), device=chosen.device,
+        jobs=chosen.jobs, keep_models=chosen.keep_models,
+    )  # fmt: skip
+    print(f"Submitted {len(jobs)} jobs to {chosen.submit}: {', '.join(job.job_id for job in jobs[:10])}")
+    print(f"Their logs: {chosen.folder / FOLDER}. To see what is finished: nnunet_genesis study report {chosen.folder}")
+    return 0
+
+
+def _option(text: str) -> tuple[str, int | str]:
+    """timeout_min=600 → ("timeout_min", 600)."""
+    name, given, value = text.partition("=")
+    if not (name and given):
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE")
+    return name, int(value) if value.isdecimal() else value
 
 
 def _shard(text: str) -> tuple[int, int]:

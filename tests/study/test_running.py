@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from nnunet_genesis.study import conducting
 from nnunet_genesis.study.design import read_study
+from nnunet_genesis.study.submitting import Shard, submit
 from tests.conftest import run_genesis, run_stock, shrink_plans, use_folders, write_dataset
 
 PLAN = ("-d", 4, "-c", "3d_fullres", "--labels", 1, 2, "--test", "case0", "case1", "--epochs", 3, "--iterations", 2,
@@ -188,3 +189,38 @@ def test_without_a_gpu_the_cpu_must_be_asked_for(finished, capsys):
 
 def test_the_environment_is_as_before(finished):
     assert os.environ["nnUNet_results"] == str(finished.parent / "nnUNet_results")
+
+
+def test_jobs_of_a_cluster_share_the_runs(place, finished):
+    """With submitit's own executor of local processes; on slurm only who starts them is another."""
+    folder = place / "submitted"
+    assert run_genesis("study", "plan", folder, *PLAN, "--seeds", 2, "--labels", 1, "--arm", "scratch") == 0
+    jobs = submit(folder, "local", 2, {"timeout_min": 5}, device="cpu", jobs=1, keep_models=False)
+    assert [job.result() for job in jobs] == [1, 1]
+    assert results(folder).items() <= results(finished).items()
+    assert len(results(folder)) == 2
+
+
+def test_a_job_whose_time_is_up_is_submitted_again_as_it_is(tmp_path):
+    shard = Shard(tmp_path, 2, 3, "cpu", 4, True)
+    again = shard.checkpoint()
+    assert (again.function, again.args, again.kwargs) == (shard, (), {})
+
+
+@pytest.mark.parametrize(
+    ("cluster", "option", "wanted"), [("slurm", "timeout_min=5", "slurm"), ("local", "colour=red", "colour")]
+)
+def test_a_cluster_that_does_not_take_jobs_is_one_line(finished, capsys, cluster, option, wanted):
+    if cluster == "slurm" and shutil.which("srun"):
+        pytest.skip("this machine has a slurm cluster, which would take the jobs")
+    assert run_genesis("study", "run", finished, "--submit", cluster, "--cluster-option", option) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "could not be submitted" in line
+    assert wanted in line
+    assert "--cluster-option" in line
+
+
+@pytest.mark.parametrize("flags", [("--tasks", 0), ("--shard", "1/2")])
+def test_tasks_share_the_runs_and_nothing_else_does(finished, capsys, flags):
+    assert run_genesis("study", "run", finished, "--submit", "local", *flags) == 1
+    assert "--tasks" in capsys.readouterr().err
