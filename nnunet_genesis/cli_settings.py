@@ -24,7 +24,7 @@ def add_flags(parser: Any, kind: Any, names: Iterable[str] = (), prefix: str = "
             dest=prefix + declared.name,
             default=argparse.SUPPRESS,
             type=float if default is None else type(default[0]) if pair else type(default),
-            nargs=2 if pair else None,
+            nargs=2 if pair else "+" if declared.metadata["per_axis"] else None,
             choices=declared.metadata["choices"] or None,
             metavar=_placeholder(declared),
             help=f"{declared.metadata['text']}{shown}".replace("%", "%%"),

@@ -38,6 +38,7 @@ from nnunet_genesis.pretraining.patches import (
     VALIDATION,
     PatchBatches,
     corrupted_ahead,
+    fitted,
     hold_out,
     pad,
 )
@@ -67,6 +68,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         with one_line():
             self.settings = PretrainingSettings.of_plans(plans)
             check_before_training(plans, configuration)
+            self.recipe = fitted(self.settings.recipe, plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.settings.epochs
         self.num_iterations_per_epoch = self.settings.iterations
@@ -160,7 +162,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
             batch_size=self.batch_size,
             global_batch_size=everything,
             first=first,
-            recipe=recipe or self.settings.recipe,
+            recipe=recipe or self.recipe,
             seed=self.settings.seed,
             stream=stream,
             minimum_contrast=self.settings.minimum_contrast,
@@ -234,7 +236,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
     @torch.no_grad()
     def draw_sheet(self, name: str, title: str) -> None:
         """Draw original, corrupted and restored patches of held-out volumes, not mirrored, into the output folder."""
-        recipe = replace(self.settings.recipe, flip_probability=0.0)
+        recipe = replace(self.recipe, flip_probability=0.0)
         batches = self._batches(self.validation_cases, VALIDATION, recipe)
         network = unwrap(self.network).eval()
         rows, labels = [], []
@@ -278,8 +280,8 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         _, self.validation_cases = self.do_split()
         self.set_deep_supervision_enabled(False)
         self.network.eval()
-        summary = {"recipe": self.errors_on_held_out(self.settings.recipe)} | {
-            f"{name} alone": self.errors_on_held_out(recipe) for name, recipe in self.settings.recipe.alone().items()
+        summary = {"recipe": self.errors_on_held_out(self.recipe)} | {
+            f"{name} alone": self.errors_on_held_out(recipe) for name, recipe in self.recipe.alone().items()
         }
         if self.local_rank == 0:
             facts = {"unit": "MSE and MAE in normalised intensities, PSNR in dB, SSIM up to 1",

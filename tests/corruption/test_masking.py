@@ -8,6 +8,7 @@ from hypothesis import given, settings
 
 from nnunet_genesis.corruption import RECIPES, apply_params_batch, make_pair, sample_params
 from nnunet_genesis.corruption.masking import Masking
+from nnunet_genesis.errors import SettingsError
 from tests.corruption.reference import WAYS, bits, noise, seeds, shapes
 
 
@@ -28,6 +29,25 @@ def test_whole_cells_of_the_grid_are_masked(shape, seed):
         expanded = expanded.repeat(edge, axis).take(range(voxels), axis)
     assert np.array_equal(expanded, mask)
     assert corners.sum() == max(1, round(0.5 * corners.size))
+
+
+@settings(max_examples=40, deadline=None)
+@given(shapes, seeds)
+def test_cells_have_an_edge_along_each_axis_and_a_network_gives_those_that_are_0(shape, seed):
+    stride = (2, 5, 7)[: len(shape)]
+    for cell_size, edges in ((0, stride), ((3, *[0] * (len(shape) - 1)), (3, *stride[1:])), (4, [4] * len(shape))):
+        params = Masking(cell_size=cell_size).fitted(stride).sample(shape, rng(seed))
+        assert params.edges == tuple(min(edge, math.ceil(n / 2)) for edge, n in zip(edges, shape, strict=True))
+    same = Masking(cell_size=4), Masking(cell_size=(4,) * len(shape)), Masking(cell_size=4).fitted(stride)
+    assert len({one.sample(shape, rng(seed)) for one in same}) == 1
+
+
+def test_cells_without_an_edge_or_of_other_axes_are_refused():
+    with pytest.raises(SettingsError, match='"cell_size" is 0, which stands for the stride of a network'):
+        Masking(cell_size=(4, 0)).sample((8, 8), rng())
+    for refuse in (Masking(cell_size=(4, 4)).fitted, lambda shape: Masking(cell_size=(4, 4)).sample(shape, rng())):
+        with pytest.raises(SettingsError, match='"cell_size" has 2 numbers, but patches have 3 axes'):
+            refuse((8, 8, 8))
 
 
 def test_every_cell_is_masked_equally_often():
