@@ -25,9 +25,10 @@ def setting(
 ) -> Any:
     """Declare a field: default value, help text, and the values it may take.
 
-    A tuple default declares a (low, high) range: two numbers within the bounds, in ascending order. The default None
-    declares a number that follows from other settings unless it is given. `formerly` is the name under which older
-    plans have the setting. `per_axis` allows a tuple of two or three numbers beside a number for all axes.
+    A tuple default declares a (low, high) range: two numbers within the bounds, in ascending order; one number means
+    both. The default None declares a number that follows from other settings unless it is given. `formerly` is the name
+    under which older plans have the setting. `per_axis` allows a tuple of two or three numbers beside a number for all
+    axes.
     """
     bounds = {"at_least": at_least, "at_most": at_most, "above": above, "choices": choices}
     return field(default=default, metadata={"text": text, "formerly": formerly, "per_axis": per_axis, **bounds})
@@ -92,10 +93,10 @@ def _checked(declared: Field[Any], value: Any) -> Any:
     if default is None and value is None:
         return None
     if isinstance(default, tuple):
-        numbers = isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
-        if not numbers or value[0] > value[1]:
+        ends = list(value) if isinstance(value, list | tuple) else [value]
+        if not 1 <= len(ends) <= 2 or not all(map(_is_number, ends)) or ends[0] > ends[-1]:
             raise SettingsError(f'"{name}" must be two ascending numbers such as {list(default)}, not {value!r}.')
-        return tuple(_bounded(declared, float(number)) for number in value)
+        return tuple(_bounded(declared, float(end)) for end in (ends[0], ends[-1]))
     if isinstance(default, str):
         choices = declared.metadata["choices"]
         if not isinstance(value, str) or (choices and value not in choices):

@@ -45,7 +45,12 @@ class Masking(Corruption):
     """Settings of masking: He et al. (CVPR 2022), in 3D Zhou et al. (SelfMedMAE, ISBI 2023) and nnssl."""
 
     probability: float = setting(0.0, "probability, per patch, of masking", at_least=0, at_most=1)
-    ratio: float = setting(0.75, "share of the cells that are masked", above=0, at_most=1)
+    ratio: tuple[float, float] = setting(
+        (0.75, 0.75),
+        "share of the cells that are masked; of two numbers, drawn between them for each patch",
+        above=0,
+        at_most=1,
+    )
     cell_size: int | tuple[int, ...] = setting(
         16,
         "edge of a cell in voxels, also one number per axis; at most half of the patch edge; 0: the network's total "
@@ -81,7 +86,9 @@ class Masking(Corruption):
         if 0 in edges:
             raise SettingsError('"cell_size" is 0, which stands for the stride of a network. Give the edge in voxels.')
         cells = math.prod(_grid(shape, edges))
-        masked = rng.permutation(cells)[: max(1, round(self.ratio * cells))]
+        low, high = self.ratio
+        share = rng.uniform(low, high) if low < high else low  # plans with one number keep their random numbers
+        masked = rng.permutation(cells)[: max(1, round(share * cells))]
         return MaskingParams(edges, tuple(sorted(masked.tolist())))
 
     def sample_channels(

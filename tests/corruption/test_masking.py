@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 
 from nnunet_genesis.corruption import RECIPES, apply_params_batch, make_pair, sample_params
 from nnunet_genesis.corruption.masking import Masking
@@ -19,7 +21,7 @@ def rng(seed=0):
 @settings(max_examples=60, deadline=None)
 @given(shapes, seeds)
 def test_whole_cells_of_the_grid_are_masked(shape, seed):
-    params = Masking(ratio=0.5, cell_size=5).sample(shape, rng(seed))
+    params = Masking(ratio=(0.5, 0.5), cell_size=5).sample(shape, rng(seed))
     mask = params.loss_mask(shape).numpy()
     assert mask.shape == shape
     edges = [min(5, math.ceil(voxels / 2)) for voxels in shape]
@@ -42,6 +44,26 @@ def test_cells_have_an_edge_along_each_axis_and_a_network_gives_those_that_are_0
     assert len({one.sample(shape, rng(seed)) for one in same}) == 1
 
 
+@given(shapes, seeds, st.floats(0.01, 1))
+def test_one_ratio_draws_as_it_did_before_ratios_had_a_range(shape, seed, ratio):
+    edges = [min(4, math.ceil(n / 2)) for n in shape]
+    cells = math.prod(math.ceil(n / edge) for n, edge in zip(shape, edges, strict=True))
+    drawn, expected = rng(seed), rng(seed)
+    masking = Masking(cell_size=4).updated({"ratio": ratio}, "old plans")
+    assert masking == Masking(cell_size=4, ratio=(ratio, ratio))
+    params = masking.sample(shape, drawn)
+    assert params.cells == tuple(sorted(expected.permutation(cells)[: max(1, round(ratio * cells))].tolist()))
+    assert drawn.bit_generator.state == expected.bit_generator.state
+
+
+def test_of_a_range_every_ratio_is_drawn_equally_often():
+    masking = Masking(ratio=(0.3, 0.8), cell_size=1)
+    shares = [len(masking.sample((20, 20), rng(seed)).cells) / 400 for seed in range(1000)]
+    assert min(shares) >= 0.3
+    assert max(shares) <= 0.8
+    assert stats.kstest(shares, stats.uniform(0.3, 0.5).cdf).pvalue > 0.01
+
+
 def test_cells_without_an_edge_or_of_other_axes_are_refused():
     with pytest.raises(SettingsError, match='"cell_size" is 0, which stands for the stride of a network'):
         Masking(cell_size=(4, 0)).sample((8, 8), rng())
@@ -52,7 +74,11 @@ def test_cells_without_an_edge_or_of_other_axes_are_refused():
 
 def test_every_cell_is_masked_equally_often():
     masks = np.mean(
-        [Masking(ratio=0.25, cell_size=4).sample((16, 16), rng(s)).loss_mask((16, 16)).numpy() for s in range(900)], 0
+        [
+            Masking(ratio=(0.25, 0.25), cell_size=4).sample((16, 16), rng(s)).loss_mask((16, 16)).numpy()
+            for s in range(900)
+        ],
+        0,
     )
     np.testing.assert_allclose(masks, 0.25, atol=0.07)
 
