@@ -48,6 +48,10 @@ from nnunet_genesis.settings import PretrainingSettings
 SHEET_ROWS = 4
 
 
+class NoImprovement(Exception):  # noqa: N818 (no error)
+    """Held-out restoration no longer improves: nnU-Net's loop over epochs has no other way out."""
+
+
 class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
     """Pre-train the network of the plans by restoring corrupted patches (Models Genesis, Zhou et al. 2019, 2021).
 
@@ -174,6 +178,29 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         """Whether training patches are corrupted in batches, by the device that trains."""
         choice = self.settings.corrupt_on
         return choice == "device" or (choice == "auto" and self.device.type == "cuda")
+
+    def run_training(self) -> None:
+        """As in nnU-Net, to the last epoch or to that after which patience has come to an end."""
+        try:
+            super().run_training()
+        except NoImprovement as reason:
+            self.print_to_log_file(str(reason))
+            self.on_train_end()
+
+    def on_epoch_start(self) -> None:
+        """As in nnU-Net.
+
+        Raises:
+            NoImprovement: There is patience, and it came to an end, now or before the training was resumed. Processes
+                log the same losses, so that all of them stop.
+        """
+        idle = self.logger.local_logger.epochs_without_improvement()
+        if 0 < self.settings.patience <= idle:
+            raise NoImprovement(
+                f"Stopped before epoch {self.current_epoch} of {self.num_epochs}: "
+                f"{idle} epochs without a smaller val_loss (patience: {self.settings.patience})"
+            )
+        super().on_epoch_start()
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """As in nnU-Net; AdamW's step counters stay on the CPU, where it reads them without waiting for the GPU."""
