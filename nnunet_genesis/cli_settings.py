@@ -18,13 +18,15 @@ def add_flags(parser: Any, kind: Any, names: Iterable[str] = (), prefix: str = "
             continue
         default: Any = declared.default
         pair = isinstance(default, tuple)
-        shown = "" if default is None else f" ({' '.join(map(str, default)) if pair else default})"
+        values = tuple(dict.fromkeys(default)) if pair else (default,)
+        shown = "" if default is None else f" ({' '.join(map(str, values))})"
+        flexible = declared.metadata["per_axis"] or (pair and len(values) == 1)
         parser.add_argument(
             FLAGS.get(declared.name, "--" + (prefix + declared.name).replace("_", "-")),
             dest=prefix + declared.name,
             default=argparse.SUPPRESS,
-            type=float if default is None else type(default[0]) if pair else type(default),
-            nargs=2 if pair else None,
+            type=float if default is None else type(values[0]),
+            nargs="+" if flexible else 2 if pair else None,
             choices=declared.metadata["choices"] or None,
             metavar=_placeholder(declared),
             help=f"{declared.metadata['text']}{shown}".replace("%", "%%"),

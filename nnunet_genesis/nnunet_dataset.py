@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -98,6 +99,24 @@ def configuration_of(plans: Mapping[str, Any], configuration: str) -> Any:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     return PlansManager(dict(plans)).get_configuration(configuration)
+
+
+def encoder_stride(plans: Mapping[str, Any], configuration: str) -> tuple[int, ...]:
+    """Voxels of the patch for one of the network's bottleneck, along each axis of the patch.
+
+    Raises:
+        DatasetError: The plans do not name the strides of the network's stages.
+    """
+    manager = configuration_of(plans, configuration)
+    axes = len(manager.patch_size)
+    stages = manager.configuration["architecture"]["arch_kwargs"].get("strides")
+    steps = [[step] * axes if isinstance(step, int) else step for step in stages] if isinstance(stages, list) else []
+    if not steps or any(not isinstance(step, list) or len(step) != axes for step in steps):
+        raise DatasetError(
+            f"The plans {printable(plans.get('plans_name'), 80)} name no strides of the network of {configuration}, "
+            'from which a "cell_size" of 0 follows. Give the edge of masked cells in voxels.'
+        )
+    return tuple(math.prod(along) for along in zip(*steps, strict=True))
 
 
 def input_channels(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]) -> list[str]:

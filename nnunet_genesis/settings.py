@@ -28,6 +28,11 @@ class PretrainingSettings(Settings):
     epochs: int = setting(1000, "number of epochs", at_least=1)
     iterations: int = setting(250, "training steps per epoch", at_least=1)
     validation_iterations: int = setting(50, "validation steps per epoch", at_least=1)
+    patience: int = setting(
+        0,
+        "epochs without a smaller validation loss after which the training stops; 0: it does not",
+        at_least=0,
+    )
     learning_rate: float = setting(1e-3, "AdamW's learning rate at the start; it falls to 0 (poly)", above=0)
     weight_decay: float = setting(1e-2, "AdamW's weight decay", at_least=0)
     validation_share: float = setting(

@@ -21,15 +21,17 @@ def setting(
     above: float | None = None,
     choices: tuple[str, ...] = (),
     formerly: str | None = None,
+    per_axis: bool = False,
 ) -> Any:
     """Declare a field: default value, help text, and the values it may take.
 
-    A tuple default declares a (low, high) range: two numbers within the bounds, in ascending order. The default None
-    declares a number that follows from other settings unless it is given. `formerly` is the name under which older
-    plans have the setting.
+    A tuple default declares a (low, high) range: two numbers within the bounds, in ascending order; one number means
+    both. The default None declares a number that follows from other settings unless it is given. `formerly` is the name
+    under which older plans have the setting. `per_axis` allows a tuple of two or three numbers beside a number for all
+    axes.
     """
     bounds = {"at_least": at_least, "at_most": at_most, "above": above, "choices": choices}
-    return field(default=default, metadata={"text": text, "formerly": formerly, **bounds})
+    return field(default=default, metadata={"text": text, "formerly": formerly, "per_axis": per_axis, **bounds})
 
 
 @dataclass(frozen=True)
@@ -91,18 +93,27 @@ def _checked(declared: Field[Any], value: Any) -> Any:
     if default is None and value is None:
         return None
     if isinstance(default, tuple):
-        numbers = isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
-        if not numbers or value[0] > value[1]:
+        ends = list(value) if isinstance(value, list | tuple) else [value]
+        if not 1 <= len(ends) <= 2 or not all(map(_is_number, ends)) or ends[0] > ends[-1]:
             raise SettingsError(f'"{name}" must be two ascending numbers such as {list(default)}, not {value!r}.')
-        return tuple(_bounded(declared, float(number)) for number in value)
+        return tuple(_bounded(declared, float(end)) for end in (ends[0], ends[-1]))
     if isinstance(default, str):
         choices = declared.metadata["choices"]
         if not isinstance(value, str) or (choices and value not in choices):
             raise SettingsError(f'"{name}" must be {" or ".join(choices) or "a text"}, not {value!r}.')
         return value
-    whole = isinstance(default, int)
+    if declared.metadata["per_axis"] and isinstance(value, list | tuple):
+        if not 1 <= len(value) <= 3:
+            raise SettingsError(f'"{name}" must be one number, or two or three for the axes, not {value!r}.')
+        along = tuple(_number(declared, number) for number in value)
+        return along if len(along) > 1 else along[0]
+    return _number(declared, value)
+
+
+def _number(declared: Field[Any], value: Any) -> Any:
+    whole = isinstance(declared.default, int)
     if not _is_number(value) or (whole and int(value) != value):
-        raise SettingsError(f'"{name}" must be a {"whole " if whole else ""}number, not {value!r}.')
+        raise SettingsError(f'"{declared.name}" must be a {"whole " if whole else ""}number, not {value!r}.')
     return _bounded(declared, int(value) if whole else float(value))
 
 

@@ -273,7 +273,9 @@ def same(told: str, value: Any) -> bool:
     if isinstance(value, str):
         return told == value
     found = tuple(float(Fraction(part)) for part in told.split("\N{EN DASH}"))
-    return found == pytest.approx(value if isinstance(value, tuple) else (value,))
+    if isinstance(value, tuple):  # one number means both ends
+        return (found[0], found[-1]) == pytest.approx(value)
+    return found == pytest.approx((value,))
 
 
 def test_the_tables_of_settings_hold_the_defaults():

@@ -31,6 +31,16 @@ def planned(nnunet: Path, make_dataset, genesis) -> Path:
     return nnunet
 
 
+@pytest.mark.parametrize(("ratio", "range_"), [([0.6], [0.6, 0.6]), ([0.6, 0.9], [0.6, 0.9])])
+@pytest.mark.parametrize(("cells", "edges"), [([0], 0), ([2, 4, 4], [2, 4, 4])])
+def test_masking_takes_one_number_or_several(planned: Path, genesis, ratio, range_, cells, edges):
+    flags = ("--recipe", "masking", "--masking-ratio", *ratio, "--masking-cell-size", *cells)
+    assert genesis("plan", "-d", 501, "--like", 4, *flags) == 0
+    plans = json.loads((planned / "nnUNet_preprocessed/Dataset501_Scans/nnUNetGenesisPlans.json").read_text())
+    masking = plans["genesis"]["pretraining"]["recipe"]["masking"]
+    assert masking == {"probability": 1.0, "ratio": range_, "cell_size": edges}
+
+
 def test_plans_are_the_targets_but_for_names_and_settings(planned: Path, genesis):
     assert genesis("plan", "-d", 501, "--like", "Dataset004_Target", "--epochs", 7, "--loss", "l1", "--lr", 0.01,
                    "--recipe", "released", "--shuffling-windows", 5, "--cutout-outer-window-size", 0.2, 0.3) == 0  # fmt: skip

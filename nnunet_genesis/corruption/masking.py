@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nnunet_genesis.corruption.corruption import Corruption, Params
+from nnunet_genesis.errors import SettingsError
 from nnunet_genesis.settings_base import setting
 
 
@@ -44,16 +45,50 @@ class Masking(Corruption):
     """Settings of masking: He et al. (CVPR 2022), in 3D Zhou et al. (SelfMedMAE, ISBI 2023) and nnssl."""
 
     probability: float = setting(0.0, "probability, per patch, of masking", at_least=0, at_most=1)
-    ratio: float = setting(0.75, "share of the cells that are masked", above=0, at_most=1)
-    cell_size: int = setting(
-        16, "edge of a cell in voxels; at most half of the patch edge", at_least=1, formerly="edge"
+    ratio: tuple[float, float] = setting(
+        (0.75, 0.75),
+        "share of the cells that are masked; of two numbers, drawn between them for each patch",
+        above=0,
+        at_most=1,
+    )
+    cell_size: int | tuple[int, ...] = setting(
+        16,
+        "edge of a cell in voxels, also one number per axis; at most half of the patch edge; 0: the network's total "
+        "stride, so that a cell is one voxel of its bottleneck",
+        at_least=0,
+        formerly="edge",
+        per_axis=True,
     )
 
+    def fitted(self, stride: Sequence[int]) -> Masking:
+        """These settings for a network, with its total stride along each axis in place of 0.
+
+        Raises:
+            SettingsError: `cell_size` has a number for each axis, but of another number of axes.
+        """
+        edges = zip(self._edges(len(stride)), stride, strict=True)
+        return replace(self, cell_size=tuple(edge or step for edge, step in edges))
+
+    def _edges(self, axes: int) -> tuple[int, ...]:
+        edges = self.cell_size if isinstance(self.cell_size, tuple) else (self.cell_size,) * axes
+        if len(edges) != axes:
+            raise SettingsError(f'"cell_size" has {len(edges)} numbers, but patches have {axes} axes. Give one number.')
+        return edges
+
     def sample(self, shape: Sequence[int], rng: np.random.Generator) -> MaskingParams:
-        """Cells of a regular grid, at least one, each equally likely."""
-        edges = tuple(min(self.cell_size, math.ceil(voxels / 2)) for voxels in shape)
+        """Cells of a regular grid, at least one, each equally likely.
+
+        Raises:
+            SettingsError: `cell_size` is 0, or of another number of axes.
+        """
+        given = self._edges(len(shape))
+        edges = tuple(min(edge, math.ceil(voxels / 2)) for edge, voxels in zip(given, shape, strict=True))
+        if 0 in edges:
+            raise SettingsError('"cell_size" is 0, which stands for the stride of a network. Give the edge in voxels.')
         cells = math.prod(_grid(shape, edges))
-        masked = rng.permutation(cells)[: max(1, round(self.ratio * cells))]
+        low, high = self.ratio
+        share = rng.uniform(low, high) if low < high else low  # plans with one number keep their random numbers
+        masked = rng.permutation(cells)[: max(1, round(share * cells))]
         return MaskingParams(edges, tuple(sorted(masked.tolist())))
 
     def sample_channels(

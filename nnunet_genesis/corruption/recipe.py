@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -42,6 +42,14 @@ class Recipe(Settings):
         """Names and settings of all corruptions, in order of application."""
         blocks = {declared.name: getattr(self, declared.name) for declared in fields(self)}
         return {name: block for name, block in blocks.items() if isinstance(block, Corruption)}
+
+    def fitted(self, stride: Sequence[int]) -> Recipe:
+        """This recipe for a network whose encoder has a total stride, one number per axis of its patches.
+
+        Raises:
+            SettingsError: Masking has cells of another number of axes.
+        """
+        return replace(self, masking=self.masking.fitted(stride))
 
     def alone(self) -> dict[str, Recipe]:
         """For each corruption that this recipe uses: a recipe with that one only, always applied, without flips."""

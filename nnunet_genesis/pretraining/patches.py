@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from nnunet_genesis.corruption import PairParams, Recipe, apply_params, apply_params_batch, sample_params
+from nnunet_genesis.nnunet_dataset import configuration_of, encoder_stride
 
 ATTEMPTS = 10
 """Crops tried before one that is nearly empty is accepted."""
@@ -98,6 +99,20 @@ class PatchBatches(Dataset[dict[str, Any]]):
             if most >= self.minimum_contrast:
                 break
         return best  # type: ignore[return-value]
+
+
+def fitted(recipe: Recipe, plans: Mapping[str, Any], configuration: str) -> Recipe:
+    """The recipe for patches and network of a configuration: edges of masked cells are numbers, one per axis.
+
+    Raises:
+        DatasetError: They follow from the network's strides, which the plans do not name.
+        SettingsError: There is a number for each axis, but patches have others.
+    """
+    if recipe.masking.probability == 0:
+        return recipe
+    if 0 in np.atleast_1d(recipe.masking.cell_size):
+        return recipe.fitted(encoder_stride(plans, configuration))
+    return recipe.fitted((1,) * len(configuration_of(plans, configuration).patch_size))
 
 
 def ranked(cases: Iterable[str], seed: int) -> list[str]:

@@ -13,7 +13,7 @@ from nnunet_genesis.errors import DatasetError, GenesisError
 from nnunet_genesis.nnunet_dataset import channel_names, configuration_of, read_dataset_json, read_plans, refuse_cascade
 from nnunet_genesis.preflight import volumes_folder
 from nnunet_genesis.pretraining.figures import corruption_sheet
-from nnunet_genesis.pretraining.patches import VALIDATION, PatchBatches
+from nnunet_genesis.pretraining.patches import VALIDATION, PatchBatches, fitted
 from nnunet_genesis.settings import PretrainingSettings
 
 MIXTURES = 3
@@ -71,7 +71,7 @@ def preview(
     names = channel_names(read_dataset_json(dataset))
     if channel is not None and channel not in names:
         raise DatasetError(f"{dataset} has no channel {channel}; it has {', '.join(names)}.")
-    chosen = settings.recipe if recipe is None else RECIPES[recipe]
+    chosen = fitted(settings.recipe if recipe is None else RECIPES[recipe], plans, configuration)
     batches = _batches(plans, configuration, settings)
     groups, patches, cases = examples(batches, chosen, min(rows, len(batches.volumes.identifiers)))
     shown = 0 if channel is None else names.index(channel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,12 @@ class RestorationLog(LocalLogger):
     def log(self, key: str, value: Any, epoch: int) -> None:
         """Log one value per epoch."""
         super().log(key, plain(value), epoch)
+
+    def epochs_without_improvement(self) -> int:
+        """Epochs since that with the smallest validation loss; all of them if none is finite."""
+        losses = self.my_fantastic_logging["val_losses"]
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        return len(losses) - 1 - losses.index(min(finite)) if finite else len(losses)
 
     def report(self, epochs_left: int) -> list[str]:
         """Lines on the last epoch, and when the training will end if the epochs to come take as long."""

@@ -38,6 +38,7 @@ from nnunet_genesis.pretraining.patches import (
     VALIDATION,
     PatchBatches,
     corrupted_ahead,
+    fitted,
     hold_out,
     pad,
 )
@@ -45,6 +46,10 @@ from nnunet_genesis.pretraining.restoration_log import ERRORS, RestorationLog
 from nnunet_genesis.settings import PretrainingSettings
 
 SHEET_ROWS = 4
+
+
+class NoImprovement(Exception):  # noqa: N818 (no error)
+    """Held-out restoration no longer improves: nnU-Net's loop over epochs has no other way out."""
 
 
 class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
@@ -67,6 +72,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         with one_line():
             self.settings = PretrainingSettings.of_plans(plans)
             check_before_training(plans, configuration)
+            self.recipe = fitted(self.settings.recipe, plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.settings.epochs
         self.num_iterations_per_epoch = self.settings.iterations
@@ -160,7 +166,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
             batch_size=self.batch_size,
             global_batch_size=everything,
             first=first,
-            recipe=recipe or self.settings.recipe,
+            recipe=recipe or self.recipe,
             seed=self.settings.seed,
             stream=stream,
             minimum_contrast=self.settings.minimum_contrast,
@@ -172,6 +178,29 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         """Whether training patches are corrupted in batches, by the device that trains."""
         choice = self.settings.corrupt_on
         return choice == "device" or (choice == "auto" and self.device.type == "cuda")
+
+    def run_training(self) -> None:
+        """As in nnU-Net, to the last epoch or to that after which patience has come to an end."""
+        try:
+            super().run_training()
+        except NoImprovement as reason:
+            self.print_to_log_file(str(reason))
+            self.on_train_end()
+
+    def on_epoch_start(self) -> None:
+        """As in nnU-Net.
+
+        Raises:
+            NoImprovement: There is patience, and it came to an end, now or before the training was resumed. Processes
+                log the same losses, so that all of them stop.
+        """
+        idle = self.logger.local_logger.epochs_without_improvement()
+        if 0 < self.settings.patience <= idle:
+            raise NoImprovement(
+                f"Stopped before epoch {self.current_epoch} of {self.num_epochs}: "
+                f"{idle} epochs without a smaller val_loss (patience: {self.settings.patience})"
+            )
+        super().on_epoch_start()
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """As in nnU-Net; AdamW's step counters stay on the CPU, where it reads them without waiting for the GPU."""
@@ -234,7 +263,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
     @torch.no_grad()
     def draw_sheet(self, name: str, title: str) -> None:
         """Draw original, corrupted and restored patches of held-out volumes, not mirrored, into the output folder."""
-        recipe = replace(self.settings.recipe, flip_probability=0.0)
+        recipe = replace(self.recipe, flip_probability=0.0)
         batches = self._batches(self.validation_cases, VALIDATION, recipe)
         network = unwrap(self.network).eval()
         rows, labels = [], []
@@ -278,8 +307,8 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         _, self.validation_cases = self.do_split()
         self.set_deep_supervision_enabled(False)
         self.network.eval()
-        summary = {"recipe": self.errors_on_held_out(self.settings.recipe)} | {
-            f"{name} alone": self.errors_on_held_out(recipe) for name, recipe in self.settings.recipe.alone().items()
+        summary = {"recipe": self.errors_on_held_out(self.recipe)} | {
+            f"{name} alone": self.errors_on_held_out(recipe) for name, recipe in self.recipe.alone().items()
         }
         if self.local_rank == 0:
             facts = {"unit": "MSE and MAE in normalised intensities, PSNR in dB, SSIM up to 1",

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 
 from nnunet_genesis.corruption import RECIPES, apply_params_batch, make_pair, sample_params
 from nnunet_genesis.corruption.masking import Masking
+from nnunet_genesis.errors import SettingsError
 from tests.corruption.reference import WAYS, bits, noise, seeds, shapes
 
 
@@ -18,7 +21,7 @@ def rng(seed=0):
 @settings(max_examples=60, deadline=None)
 @given(shapes, seeds)
 def test_whole_cells_of_the_grid_are_masked(shape, seed):
-    params = Masking(ratio=0.5, cell_size=5).sample(shape, rng(seed))
+    params = Masking(ratio=(0.5, 0.5), cell_size=5).sample(shape, rng(seed))
     mask = params.loss_mask(shape).numpy()
     assert mask.shape == shape
     edges = [min(5, math.ceil(voxels / 2)) for voxels in shape]
@@ -30,9 +33,52 @@ def test_whole_cells_of_the_grid_are_masked(shape, seed):
     assert corners.sum() == max(1, round(0.5 * corners.size))
 
 
+@settings(max_examples=40, deadline=None)
+@given(shapes, seeds)
+def test_cells_have_an_edge_along_each_axis_and_a_network_gives_those_that_are_0(shape, seed):
+    stride = (2, 5, 7)[: len(shape)]
+    for cell_size, edges in ((0, stride), ((3, *[0] * (len(shape) - 1)), (3, *stride[1:])), (4, [4] * len(shape))):
+        params = Masking(cell_size=cell_size).fitted(stride).sample(shape, rng(seed))
+        assert params.edges == tuple(min(edge, math.ceil(n / 2)) for edge, n in zip(edges, shape, strict=True))
+    same = Masking(cell_size=4), Masking(cell_size=(4,) * len(shape)), Masking(cell_size=4).fitted(stride)
+    assert len({one.sample(shape, rng(seed)) for one in same}) == 1
+
+
+@given(shapes, seeds, st.floats(0.01, 1))
+def test_one_ratio_draws_as_it_did_before_ratios_had_a_range(shape, seed, ratio):
+    edges = [min(4, math.ceil(n / 2)) for n in shape]
+    cells = math.prod(math.ceil(n / edge) for n, edge in zip(shape, edges, strict=True))
+    drawn, expected = rng(seed), rng(seed)
+    masking = Masking(cell_size=4).updated({"ratio": ratio}, "old plans")
+    assert masking == Masking(cell_size=4, ratio=(ratio, ratio))
+    params = masking.sample(shape, drawn)
+    assert params.cells == tuple(sorted(expected.permutation(cells)[: max(1, round(ratio * cells))].tolist()))
+    assert drawn.bit_generator.state == expected.bit_generator.state
+
+
+def test_of_a_range_every_ratio_is_drawn_equally_often():
+    masking = Masking(ratio=(0.3, 0.8), cell_size=1)
+    shares = [len(masking.sample((20, 20), rng(seed)).cells) / 400 for seed in range(1000)]
+    assert min(shares) >= 0.3
+    assert max(shares) <= 0.8
+    assert stats.kstest(shares, stats.uniform(0.3, 0.5).cdf).pvalue > 0.01
+
+
+def test_cells_without_an_edge_or_of_other_axes_are_refused():
+    with pytest.raises(SettingsError, match='"cell_size" is 0, which stands for the stride of a network'):
+        Masking(cell_size=(4, 0)).sample((8, 8), rng())
+    for refuse in (Masking(cell_size=(4, 4)).fitted, lambda shape: Masking(cell_size=(4, 4)).sample(shape, rng())):
+        with pytest.raises(SettingsError, match='"cell_size" has 2 numbers, but patches have 3 axes'):
+            refuse((8, 8, 8))
+
+
 def test_every_cell_is_masked_equally_often():
     masks = np.mean(
-        [Masking(ratio=0.25, cell_size=4).sample((16, 16), rng(s)).loss_mask((16, 16)).numpy() for s in range(900)], 0
+        [
+            Masking(ratio=(0.25, 0.25), cell_size=4).sample((16, 16), rng(s)).loss_mask((16, 16)).numpy()
+            for s in range(900)
+        ],
+        0,
     )
     np.testing.assert_allclose(masks, 0.25, atol=0.07)
 

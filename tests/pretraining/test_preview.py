@@ -123,6 +123,20 @@ def test_the_recipe_of_the_plans_is_drawn(draw, plans_folder):
     assert cells(draw("-n", 1, "-p", idle)) == (1, 1 + 3)
 
 
+def masking(name: str, folder: Path, cell_size: Any, strides: Any = ((1, 1, 1), (1, 2, 2), (2, 2, 2))) -> str:
+    def change(plans: dict[str, Any]) -> None:
+        plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["strides"] = strides
+        plans["genesis"]["pretraining"]["recipe"] = {"name": "masking", "masking": {"cell_size": cell_size}}
+
+    return other_plans(folder, name, change)
+
+
+def test_cells_follow_the_network_of_the_plans(draw, plans_folder):
+    tied = draw("-n", 1, "-p", masking("tied", plans_folder, 0))
+    assert np.array_equal(tied, draw("-n", 1, "-p", masking("given", plans_folder, [2, 4, 4])))
+    assert not np.array_equal(tied, draw("-n", 1, "-p", masking("even", plans_folder, 4)))
+
+
 def test_the_channel_asked_for_is_drawn(draw):
     first, second = draw("-n", 1, "--channel", "T1"), draw("-n", 1, "--channel", "T2")
     assert np.array_equal(first, draw("-n", 1))
@@ -231,6 +245,28 @@ def test_a_wrong_setting_is_named(plans_folder, tmp_path, capsys):
     told = failure(capsys, "-c", "3d_fullres", "-p", wrong, "-o", tmp_path / "sheet.png")
     assert 'Unknown key "window"' in told
     assert 'did you mean "windows"?' in told
+
+
+def test_cells_that_have_no_edge_are_named(plans_folder, tmp_path, capsys):
+    def told(cell_size: Any, strides: Any) -> str:
+        plans = masking("odd", plans_folder, cell_size, strides)
+        return failure(capsys, "-c", "3d_fullres", "-p", plans, "-o", tmp_path / "sheet.png")
+
+    whole = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
+    assert '"cell_size" has 2 numbers, but patches have 3 axes' in told([4, 4], whole)
+
+    def unnamed(plans: dict[str, Any]) -> None:
+        plans["configurations"]["3d_fullres"]["architecture"] = {
+            "network_class_name": "nnunet_genesis.unet3d.UNet3D",
+            "arch_kwargs": {"features_per_stage": [4, 8, 8, 8]},
+            "_kw_requires_import": [],
+        }
+        plans["genesis"]["pretraining"]["recipe"] = {"name": "masking", "masking": {"cell_size": 0}}
+
+    plans = other_plans(plans_folder, "unnamed", unnamed)
+    line = failure(capsys, "-c", "3d_fullres", "-p", plans, "-o", tmp_path / "sheet.png")
+    assert "name no strides of the network of 3d_fullres" in line
+    assert line.endswith("Give the edge of masked cells in voxels.\n")
 
 
 def test_volumes_that_are_missing_lead_to_the_command_that_makes_them(nnunet, make_dataset, genesis, capsys):

@@ -154,6 +154,27 @@ def test_pretraining_refuses_in_one_line(ready: Path, stock, changes, message):
     assert "\n" not in str(refusal.value.code)
 
 
+def test_masked_cells_are_as_large_as_what_a_voxel_of_the_bottleneck_stands_for(ready: Path, stock, genesis):
+    edit_plans(pretraining_plans(ready),
+               configurations__3d_fullres__architecture__arch_kwargs__strides=[[1, 1, 1], [1, 2, 2], [2, 2, 2]])  # fmt: skip
+    before = pretraining_plans(ready).read_text()
+    recipe = ("--recipe", "masking", "--masking-cell-size", 0, "--epochs", 1, "--iterations", 1)
+    assert genesis("plan", "-d", 501, "--like", 4, *recipe) == 0
+    settings = json.loads(pretraining_plans(ready).read_text())["genesis"]["pretraining"]
+    pretraining_plans(ready).write_text(before)
+    edit_plans(pretraining_plans(ready), genesis__pretraining=settings)
+    trainer = new_trainer()
+    trainer.initialize()
+    bottleneck = trainer.network.encoder(torch.zeros(1, 1, 16, 16, 16))[-1].shape[2:]
+    edges = tuple(16 // voxels for voxels in bottleneck)
+    assert edges == (2, 4, 4)
+    target = trainer._batches(["case0", "case1"], TRAINING)[0]["target"]
+    masked = target.isfinite().float().flatten(0, 1)
+    assert set(torch.nn.functional.avg_pool3d(masked, edges).unique().tolist()) == {0, 1}
+    assert not set(torch.nn.functional.avg_pool3d(masked, (4, 4, 4)).unique().tolist()) <= {0, 1}
+    stock("nnUNetv2_train", *PRETRAIN)
+
+
 def test_numbered_folds_need_five_volumes_and_stock_volumes_will_do(ready: Path, stock, genesis):
     with pytest.raises(SystemExit, match="4 volumes are too few for nnU-Net's five folds. Use fold all"):
         stock("nnUNetv2_train", 501, "3d_fullres", 0, *PRETRAIN[3:])
