@@ -134,7 +134,7 @@ def paired_scores(
 
 @dataclass(frozen=True)
 class Equivalence:
-    """With `count` labels, an arm scores as the first arm does with `labels` (0: fewer than it had, inf: more)."""
+    """With `count` labels, an arm scores as the first arm does with `labels`: 0 and inf lie outside of `counts`."""
 
     arm: str
     count: int
@@ -142,6 +142,7 @@ class Equivalence:
     low: float
     high: float
     seeds: int
+    counts: list[int]
 
 
 def equivalences(results: Results) -> list[Equivalence]:
@@ -163,7 +164,8 @@ def equivalences(results: Results) -> list[Equivalence]:
             )
             ends = np.quantile(needed[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
             low, high = ends if len(seeds) > 1 else (math.nan, math.nan)
-            found.append(Equivalence(arm, count, float(needed[0]), float(low), float(high), len(seeds)))
+            ends = float(needed[0]), float(low), float(high)
+            found.append(Equivalence(arm, count, *ends, len(seeds), study.labels))
     return found
 
 
