@@ -78,7 +78,8 @@ def _in_words(one: Comparison, first: str) -> str:
         return f"{where}: {NOT_TESTED}; it takes two complete pairs of runs at least, and there are {one.pairs}."
     facts = (
         f"mean Dice {one.second:.3f} against {one.first:.3f}, {signed(one.difference)} ({INTERVAL} {signed(one.low)} "
-        f"to {signed(one.high)}; {p_in_words(one.p_holm)} after correction; higher in {one.better} of {one.pairs} seeds)"
+        f"to {signed(one.high)}; {p_in_words(one.p_holm)} after correction; higher in {one.better} of {one.pairs} "
+        "seeds)"
     )
     if found == NOT_SHOWN:
         return f"{where}: {NOT_SHOWN}; {facts}. Differences within the interval remain possible."
@@ -168,8 +169,8 @@ def definitions(results: Results, comparisons: Sequence[Comparison]) -> list[str
         f"Label equivalence: with how many labels {next(iter(study.arms))} has the mean score of another arm, on its "
         "own label curve, made monotone (isotonic regression) and drawn straight over log(labels). The interval is a "
         "percentile bootstrap over seeds, rough where seeds are few.",
-        "Speed: scores on patches of the test cases along the training, mean of the seeds, each the mean over the tenth "
-        "of the training before it. Converged is an arm whose last tenth is hardly above the one before.",
+        "Speed: scores on patches of the test cases along the training, mean of the seeds, each the mean over the "
+        "tenth of the training before it. Converged is an arm whose last tenth is hardly above the one before.",
     ]
 
 
