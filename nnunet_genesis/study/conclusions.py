@@ -46,7 +46,9 @@ def conclude(
         own = [one for one in comparisons if one.arm == arm and one.in_family]
         own.sort(key=lambda one: one.count or 0)  # their mean first
         sentences = [_in_words(one, first) for one in own]
-        sentences += [_over_cases(own[0], first)] if own[0].cases else []
+        if any(verdict(one) == NOT_SHOWN for one in own):
+            sentences.append("Where no difference is shown, those within the interval remain possible.")
+        sentences += [_over_cases(own[0])] if own[0].cases else []
         sentences += _worth(first, [one for one in equivalences if one.arm == arm])
         sentences += _speed(first, [one for one in speeds if one.count == study.labels[-1]], arm)
         found.append(Conclusion(arm, _headline(own, first), sentences))
@@ -82,25 +84,25 @@ def _in_words(one: Comparison, first: str) -> str:
         "seeds)"
     )
     if found == NOT_SHOWN:
-        return f"{where}: {NOT_SHOWN}; {facts}. Differences within the interval remain possible."
+        return f"{where}: {NOT_SHOWN}; {facts}."
     return f"{where}: {found} than {first}; {facts}."
 
 
-def _over_cases(one: Comparison, first: str) -> str:
+def _over_cases(one: Comparison) -> str:
     """The other question: these networks, other cases."""
-    which = "higher" if one.difference > 0 else "lower"
-    told = "no difference shown" if one.p_wilcoxon >= 1 - LEVEL else f"{which} than those of {first}"
     return (
-        f"On other cases, the very networks of this study ({count_in_words(one)}): {told} (Wilcoxon over {one.cases} "
-        f"test cases {p_in_words(one.p_wilcoxon)}, not corrected; bootstrap {INTERVAL} {signed(one.case_low)} to "
-        f"{signed(one.case_high)})."
+        f"Would these very networks differ on other cases? Over {one.cases} test cases, {count_in_words(one)}: "
+        f"{signed(one.difference)} (bootstrap {INTERVAL} {signed(one.case_low)} to {signed(one.case_high)}; Wilcoxon "
+        f"{p_in_words(one.p_wilcoxon)}, not corrected)."
     )
 
 
 def _worth(first: str, found: Sequence[Equivalence]) -> list[str]:
     """Label equivalence of an arm."""
-    said = [f"{one.count} = {labels_in_words(one.labels, one.counts)} ({interval_of_labels(one)})" for one in found]
-    told = f"Its n labels are worth m of {first}, by mean scores ({INTERVAL} over seeds), n = m: {'; '.join(said)}."
+    said = [f"{one.count} as {labels_in_words(one.labels, one.counts)} ({interval_of_labels(one)})" for one in found]
+    told = (
+        f"How many labels of {first} its labels are worth, by mean scores ({INTERVAL} over seeds): {'; '.join(said)}."
+    )
     return [told] if said else []
 
 
@@ -108,10 +110,9 @@ def _speed(first: str, found: Sequence[Speed], arm: str) -> list[str]:
     own = {one.arm: one for one in found}
     if arm not in own:
         return []
-    reached = share_in_words(own[arm].share)
     return [
-        f"Speed, with {own[arm].count} labels: it reaches {first}'s final score on patches {reached}; {first} itself "
-        f"{share_in_words(own[first].share)}."
+        f"Speed, with {own[arm].count} labels: {first}'s final score on patches is reached "
+        f"{share_in_words(own[arm].share)}; by {first} itself {share_in_words(own[first].share)}."
     ]
 
 
@@ -162,7 +163,8 @@ def definitions(results: Results, comparisons: Sequence[Comparison]) -> list[str
         "The paired t test over seeds asks: would training again, with other labeled cases of the same pool, again be "
         "better, on these test cases? Where a label count is near the size of the pool, seeds share labeled cases and "
         "differ less than new cases would.",
-        "Wilcoxon's test over cases (of the mean over seeds) asks: would these networks be better on other cases, too?",
+        "Wilcoxon's test over cases (of the mean over seeds) asks: would these networks be better on other cases, too? "
+        "With many cases it tells any two networks apart, also two of the same arm: nothing follows for the arm.",
         "Welch's t test over seeds, which the papers of this field report, ignores that runs are paired.",
         f"Every interval is a {INTERVAL} without correction: one may leave out zero where the corrected test shows no "
         "difference. Those over seeds are Student's, those over cases bootstrap intervals (BCa).",
@@ -187,12 +189,13 @@ def interval_of_labels(one: Equivalence) -> str:
     """Its interval in words."""
     if math.isnan(one.low):
         return "no interval: one seed"
-    return f"{labels_in_words(one.low, one.counts)} to {labels_in_words(one.high, one.counts)}"
+    low, high = (labels_in_words(end, one.counts) for end in (one.low, one.high))
+    return low if low == high else f"{low} to {high}"
 
 
 def share_in_words(share: float) -> str:
     """After which part of the steps."""
-    return "never" if math.isnan(share) else f"after {100 * share:.0f} % of the steps"
+    return "not at all" if math.isnan(share) else f"after {100 * share:.0f} % of the steps"
 
 
 def p_in_words(p: float) -> str:

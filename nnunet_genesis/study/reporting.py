@@ -90,10 +90,11 @@ def _title(study: Study) -> str:
 def _beginning(results: Results, concluded: Sequence[Conclusion], careful: Sequence[str]) -> list[str]:
     """What may be concluded, in words."""
     study, hours = results.study, float(np.nansum(results.seconds)) / 3600
+    runs = f"{int(results.finished.sum())} of {len(study.runs())} runs finished"
     said = (
         f"{study.configuration} of {study.plans}: {len(study.arms)} arms ({', '.join(study.arms)}), trained with "
         f"{', '.join(map(str, study.labels))} labeled cases, {len(study.seeds)} seeds, compared on {len(study.test)} "
-        f"test cases; {int(results.finished.sum())} of {len(study.runs())} runs finished, {hours:.1f} hours of computing."
+        f"test cases; {runs}, {hours:.1f} hours of computing."
     )
     found = [
         box("conclusion", [heading(one.headline, 3), listed(one.sentences)]) for one in concluded
@@ -111,6 +112,7 @@ def _compared(comparisons: Sequence[Comparison], first: str) -> list[str]:
         return []
     return [
         table(tables.comparisons_table(comparisons, first)),
+        table(tables.further_tests(comparisons, first)),
         *map(table, tables.other_comparisons(comparisons, first)),
     ]
 

@@ -41,16 +41,27 @@ class Table:
 
 
 def comparisons_table(comparisons: Sequence[Comparison], first: str) -> Table:
-    """The comparisons that conclusions are drawn from, with all tests."""
+    """The comparisons that conclusions are drawn from."""
     head = ["arm", "labeled cases", first, "arm", "difference", "interval over seeds", "higher in", "p (paired t)",
-            "p, corrected (Holm)", "p (Welch)", "p (Wilcoxon, cases)", "interval over cases", "verdict"]  # fmt: skip
+            "p, corrected (Holm)", "verdict"]  # fmt: skip
     rows = [
         [one.arm, _count(one), _number(one.first), _number(one.second), signed(one.difference),
-         _interval(one.low, one.high), f"{one.better}/{one.pairs}", _p(one.p_t), _p(one.p_holm), _p(one.p_welch), _p(one.p_wilcoxon),
-         _interval(one.case_low, one.case_high), verdict(one)]
+         _interval(one.low, one.high), f"{one.better}/{one.pairs}", _p(one.p_t), _p(one.p_holm), verdict(one)]
         for one in comparisons if one.in_family
     ]  # fmt: skip
-    return Table(f"Mean Dice against {first}, all tests", head, rows)
+    return Table(f"Mean Dice against {first}", head, rows)
+
+
+def further_tests(comparisons: Sequence[Comparison], first: str) -> Table:
+    """Other tests of the same differences: over cases, and not paired."""
+    head = ["arm", "labeled cases", "difference", "interval over cases", "p (Wilcoxon, cases)", "p (Welch, seeds)",
+            "cases", "left out"]  # fmt: skip
+    rows = [
+        [one.arm, _count(one), signed(one.difference), _interval(one.case_low, one.case_high), _p(one.p_wilcoxon),
+         _p(one.p_welch), str(one.cases), str(one.left_out)]
+        for one in comparisons if one.in_family
+    ]  # fmt: skip
+    return Table(f"Mean Dice against {first}, further tests, not corrected", head, rows, folded=True)
 
 
 def other_comparisons(comparisons: Sequence[Comparison], first: str) -> Iterator[Table]:

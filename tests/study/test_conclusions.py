@@ -40,8 +40,8 @@ def test_two_identical_arms(tmp_path):
     assert (
         "0.000 (95 % interval 0.000 to 0.000; p = 1.000 after correction; higher in 0 of 5 seeds)" in said.sentences[0]
     )
-    assert "remain possible" in said.sentences[1]
-    assert "4 = 4 (4 to 4); 16 = 16 (16 to 16)" in " ".join(said.sentences)
+    assert "those within the interval remain possible" in said.sentences[3]
+    assert "4 as 4 (4); 16 as 16 (16)" in " ".join(said.sentences)
 
 
 @pytest.mark.parametrize(("effect", "expected"), [(0.1, BETTER), (-0.1, WORSE)])
@@ -52,7 +52,7 @@ def test_a_clear_difference_is_found(tmp_path, effect, expected):
     assert f"With 4 labels: {expected} than scratch" in said.sentences[1]
     assert f"higher in {5 * (effect > 0)} of 5 seeds" in said.sentences[1]
     other = "more than 16" if effect > 0 else "fewer than 4"
-    assert f"16 = {other}" in " ".join(said.sentences) or f"4 = {other}" in " ".join(said.sentences)
+    assert f"16 as {other}" in " ".join(said.sentences) or f"4 as {other}" in " ".join(said.sentences)
 
 
 def test_false_alarms_in_twenty_studies(tmp_path):
