@@ -62,7 +62,7 @@ def _headline(own: Sequence[Comparison], first: str) -> str:
     for which in (BETTER, WORSE):
         where = [count_in_words(one) for one, found in zip(own, verdicts, strict=True) if found == which]
         said += [f"{which} than {first} ({', '.join(where)})"] * bool(where)
-    nothing = NOT_TESTED if set(verdicts) == {NOT_TESTED} else f"{NOT_SHOWN} to {first}"
+    nothing = NOT_TESTED if set(verdicts) == {NOT_TESTED} else f"{NOT_SHOWN} against {first}"
     return f"{own[0].arm}: {'; '.join(said) or nothing}"
 
 

@@ -30,7 +30,7 @@ caption, summary { text-align: left; font-weight: 600; font-size: .95rem; paddin
 summary { cursor: pointer; }
 th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e3e6ea; }
 th { background: #f3f6f9; vertical-align: bottom; white-space: normal; max-width: 9rem; }
-td:first-child, th:first-child, td.word { text-align: left; }
+td:first-child, th:first-child, td.word, th.word { text-align: left; }
 table.facts td { white-space: normal; text-align: left; overflow-wrap: anywhere; } table.facts { width: 100%; }
 table.facts td:first-child { font-weight: 600; width: 14rem; }
 tbody tr:hover { background: #f8fafc; }
@@ -84,8 +84,11 @@ def folded(title: str, parts: Sequence[str]) -> str:
 
 def table(content: Table, kind: str = "") -> str:
     """A table that scrolls where it is too wide; columns without digits are flush left."""
-    words = [not any(map(_is_number, column)) for column in zip(*content.rows, strict=True)]
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in content.head)
+    words = [not any(map(_is_number, column)) for column in zip(*content.rows, strict=True)] or [False] * len(content.head)
+    head = "".join(
+        f'<th scope="col"{_class("word" * word)}>{escape(name)}</th>'
+        for name, word in zip(content.head, words, strict=False)
+    )
     rows = []
     for row in content.rows:
         cells = (f"<td{_class('word' * word)}>{escape(cell)}</td>" for cell, word in zip(row, words, strict=True))

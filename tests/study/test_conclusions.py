@@ -36,7 +36,7 @@ def concluded(folder, effects, **options):
 def test_two_identical_arms(tmp_path):
     said, verdicts = concluded(tmp_path, {"scratch": 0.0, "twin": 0.0}, copies=["twin"])
     assert verdicts == {4: NOT_SHOWN, 16: NOT_SHOWN, None: NOT_SHOWN}
-    assert said.headline == "twin: no difference shown to scratch"
+    assert said.headline == "twin: no difference shown against scratch"
     assert (
         "0.000 (95 % interval 0.000 to 0.000; p = 1.000 after correction; higher in 0 of 5 seeds)" in said.sentences[0]
     )
