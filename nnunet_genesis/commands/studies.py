@@ -8,7 +8,7 @@ from typing import Any
 
 from nnunet_genesis.cli_settings import add_flags, given
 from nnunet_genesis.commands.parsing import add_command, left_out
-from nnunet_genesis.errors import StudyError
+from nnunet_genesis.errors import StudyError, printable
 
 COMMON = ("epochs", "iterations", "warmup", "optimizer", "learning_rate", "weight_decay")
 """Settings of fine-tuning that all arms share unless they have their own."""
@@ -23,7 +23,7 @@ def add_study(commands: Any) -> None:
         "same labeled cases, few and many, several times, and compares them on the same test cases.",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for add in (_add_plan, _add_run):
+    for add in (_add_plan, _add_run, _add_report):
         add(verbs)
 
 
@@ -155,6 +155,25 @@ def _option(text: str) -> tuple[str, int | str]:
     if not (name and given):
         raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE")
     return name, int(value) if value.isdecimal() else value
+
+
+def _add_report(verbs: Any) -> None:
+    parser = add_command(
+        verbs, "report", _report, "Write what may be concluded: a page, figures and tables.",
+        "nnunet_genesis study report STUDY",
+    )  # fmt: skip
+    parser.add_argument("folder", type=Path, metavar="STUDY", help="folder of the study, finished or not")
+    parser.add_argument("-o", type=Path, metavar="FOLDER", help="folder of the report (STUDY/report)")
+
+
+def _report(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.study.reporting import report_study
+
+    written = report_study(chosen.folder, chosen.o)
+    for line in [*written.cautions, *(one.headline for one in written.conclusions)]:
+        print(printable(line))
+    print(f"Wrote {written.path}.")
+    return 0
 
 
 def _shard(text: str) -> tuple[int, int]:
