@@ -17,14 +17,14 @@ def add_flags(parser: Any, kind: Any, names: Iterable[str] = (), prefix: str = "
         if "text" not in declared.metadata or (names and declared.name not in names):
             continue
         default: Any = declared.default
-        pair = isinstance(default, tuple)
-        shown = "" if default is None else f" ({' '.join(map(str, default)) if pair else default})"
+        names_of_cases, pair = default == (), isinstance(default, tuple) and default != ()
+        shown = "" if default in (None, ()) else f" ({' '.join(map(str, default)) if pair else default})"
         parser.add_argument(
             FLAGS.get(declared.name, "--" + (prefix + declared.name).replace("_", "-")),
             dest=prefix + declared.name,
             default=argparse.SUPPRESS,
-            type=float if default is None else type(default[0]) if pair else type(default),
-            nargs=2 if pair else None,
+            type=str if names_of_cases else float if default is None else type(default[0]) if pair else type(default),
+            nargs="+" if names_of_cases else 2 if pair else None,
             choices=declared.metadata["choices"] or None,
             metavar=_placeholder(declared),
             help=f"{declared.metadata['text']}{shown}".replace("%", "%%"),
@@ -32,6 +32,8 @@ def add_flags(parser: Any, kind: Any, names: Iterable[str] = (), prefix: str = "
 
 
 def _placeholder(declared: Any) -> Any:
+    if declared.default == ():
+        return "CASE"
     if isinstance(declared.default, tuple):
         return ("LOW", "HIGH")
     return None if declared.metadata["choices"] else "X" if isinstance(declared.default, float | None) else "N"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any
@@ -24,7 +25,8 @@ def setting(
 ) -> Any:
     """Declare a field: default value, help text, and the values it may take.
 
-    A tuple default declares a (low, high) range: two numbers within the bounds, in ascending order. The default None
+    A tuple default declares a (low, high) range: two numbers within the bounds, in ascending order; an empty tuple
+    declares a list of names, each of them there once. The default None
     declares a number that follows from other settings unless it is given. `formerly` is the name under which older
     plans have the setting.
     """
@@ -90,6 +92,11 @@ def _checked(declared: Field[Any], value: Any) -> Any:
     default, name = declared.default, declared.name
     if default is None and value is None:
         return None
+    if default == ():
+        texts = isinstance(value, list | tuple) and all(isinstance(entry, str) and entry for entry in value)
+        if not texts or len(set(value)) < len(value):
+            raise SettingsError(f'"{name}" must be a list of different names, not {reprlib.repr(value)}.')
+        return tuple(value)
     if isinstance(default, tuple):
         numbers = isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
         if not numbers or value[0] > value[1]:
