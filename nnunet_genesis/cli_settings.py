@@ -17,15 +17,15 @@ def add_flags(parser: Any, kind: Any, names: Iterable[str] = (), prefix: str = "
         if "text" not in declared.metadata or (names and declared.name not in names):
             continue
         default: Any = declared.default
-        pair = isinstance(default, tuple)
+        names_of_cases, pair = default == (), isinstance(default, tuple) and default != ()
         values = tuple(dict.fromkeys(default)) if pair else (default,)
-        shown = "" if default is None else f" ({' '.join(map(str, values))})"
-        flexible = declared.metadata["per_axis"] or (pair and len(values) == 1)
+        shown = "" if default in (None, ()) else f" ({' '.join(map(str, values))})"
+        flexible = names_of_cases or declared.metadata["per_axis"] or (pair and len(values) == 1)
         parser.add_argument(
             FLAGS.get(declared.name, "--" + (prefix + declared.name).replace("_", "-")),
             dest=prefix + declared.name,
             default=argparse.SUPPRESS,
-            type=float if default is None else type(values[0]),
+            type=str if names_of_cases else float if default is None else type(values[0]),
             nargs="+" if flexible else 2 if pair else None,
             choices=declared.metadata["choices"] or None,
             metavar=_placeholder(declared),
@@ -34,6 +34,8 @@ def add_flags(parser: Any, kind: Any, names: Iterable[str] = (), prefix: str = "
 
 
 def _placeholder(declared: Any) -> Any:
+    if declared.default == ():
+        return "CASE"
     if isinstance(declared.default, tuple):
         return ("LOW", "HIGH")
     return None if declared.metadata["choices"] else "X" if isinstance(declared.default, float | None) else "N"

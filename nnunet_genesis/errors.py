@@ -28,6 +28,10 @@ class TransferError(GenesisError):
     """Weights of a checkpoint do not fit the target network."""
 
 
+class LeakError(GenesisError):
+    """A checkpoint was pre-trained on cases that are meant to test it, or does not say so."""
+
+
 class StudyError(GenesisError):
     """A study cannot be planned, run or reported as asked."""
 

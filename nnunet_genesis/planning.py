@@ -9,14 +9,16 @@ from typing import Any
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from nnunet_genesis.errors import DatasetError
+from nnunet_genesis.errors import DatasetError, printable
 from nnunet_genesis.files import read_json, write_json
+from nnunet_genesis.folds import validation_cases
 from nnunet_genesis.nnunet_dataset import (
     channel_names,
     check_configuration,
     has_labels,
     new_plans_file,
     nnunet_folder,
+    preprocessed_folder,
     read_dataset_json,
     read_plans,
 )
@@ -101,6 +103,34 @@ def plan_from_template(dataset: str, template: str, plans_name: str, settings: P
     return _write(_adapted(plans, dataset, dataset_json, plans_name, keep_data=False), dataset_json, settings)
 
 
+def of_fold(dataset: str, target: str, target_plans: str, fold: int) -> tuple[list[str], list[str]]:
+    """Validation cases of a fold of `target`: those that `dataset` has under the same name, and those it has not.
+
+    Raises:
+        DatasetError: It has none of them: there are no names to leave out of the pre-training.
+    """
+    wanted, known = validation_cases(read_plans(target, target_plans), fold), _names_of_cases(dataset)
+    there = [case for case in wanted if case in known]
+    if not there:
+        raise DatasetError(
+            f"{dataset} has no case with the name of a validation case of fold {fold} of {target}, e.g. {wanted[0]}: "
+            "there is nothing to leave out by name. Plan without --fold, or name the cases that are the same images "
+            "with --exclude; nnunet_genesis leaks finds them after the pre-training."
+        )
+    return there, [case for case in wanted if case not in known]
+
+
+def _names_of_cases(dataset: str) -> set[str]:
+    """Names of the raw cases, or of the preprocessed ones where there are no raw ones."""
+    description = read_dataset_json(dataset)
+    try:
+        return set(raw_cases(dataset, description))
+    except DatasetError:
+        folders = (found for found in preprocessed_folder(dataset).iterdir() if found.is_dir())
+        files = (file for folder in folders for file in folder.iterdir() if file.suffix in (".b2nd", ".npz"))
+        return {file.stem.removesuffix("_seg") for file in files}
+
+
 def _adapted(
     plans: dict[str, Any], dataset: str, dataset_json: dict[str, Any], plans_name: str, *, keep_data: bool
 ) -> dict[str, Any]:
@@ -123,6 +153,11 @@ def _adapted(
 def _write(plans: dict[str, Any], dataset_json: dict[str, Any], settings: PretrainingSettings) -> Path:
     """Write everything that preprocessing and training read; files of nnU-Net that exist are kept."""
     path = new_plans_file(plans["dataset_name"], plans["plans_name"], "pretraining")
+    if settings.exclude and (unknown := set(settings.exclude) - _names_of_cases(plans["dataset_name"])):
+        raise DatasetError(
+            f"{plans['dataset_name']} has no case {printable(min(unknown), 80)}, which is to be excluded: a name that "
+            "is not there protects nothing. Correct the names."
+        )
     folder = path.parent
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "dataset_fingerprint.json").is_file():

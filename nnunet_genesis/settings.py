@@ -52,6 +52,7 @@ class PretrainingSettings(Settings):
         choices=("auto", "workers", "device"),
     )
     seed: int = setting(0, "seed of hold-out, initial weights, crops and corruptions", at_least=0)
+    exclude: tuple[str, ...] = setting((), "cases left out, by name, or .txt files of names: those to be tested on")
     recipe: Recipe = field(default=RECIPES[DEFAULT_RECIPE])
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any
@@ -26,9 +27,9 @@ def setting(
     """Declare a field: default value, help text, and the values it may take.
 
     A tuple default declares a (low, high) range: two numbers within the bounds, in ascending order; one number means
-    both. The default None declares a number that follows from other settings unless it is given. `formerly` is the name
-    under which older plans have the setting. `per_axis` allows a tuple of two or three numbers beside a number for all
-    axes.
+    both. An empty tuple declares a list of names, each of them there once. The default None declares a number that
+    follows from other settings unless it is given. `formerly` is the name under which older plans have the setting.
+    `per_axis` allows a tuple of two or three numbers beside a number for all axes.
     """
     bounds = {"at_least": at_least, "at_most": at_most, "above": above, "choices": choices}
     return field(default=default, metadata={"text": text, "formerly": formerly, "per_axis": per_axis, **bounds})
@@ -92,6 +93,11 @@ def _checked(declared: Field[Any], value: Any) -> Any:
     default, name = declared.default, declared.name
     if default is None and value is None:
         return None
+    if default == ():
+        texts = isinstance(value, list | tuple) and all(isinstance(entry, str) and entry for entry in value)
+        if not texts or len(set(value)) < len(value):
+            raise SettingsError(f'"{name}" must be a list of different names, not {reprlib.repr(value)}.')
+        return tuple(value)
     if isinstance(default, tuple):
         ends = list(value) if isinstance(value, list | tuple) else [value]
         if not 1 <= len(ends) <= 2 or not all(map(_is_number, ends)) or ends[0] > ends[-1]:

@@ -141,6 +141,15 @@ def _refuse_damage(path: Path) -> None:
         )
 
 
+def read_content(path: Path) -> dict[str, Any]:
+    """Tensors and plain values of a checkpoint or a file of safetensors.
+
+    Raises:
+        CheckpointError: As `read_checkpoint`.
+    """
+    return _read_safetensors(path) if _is_safetensors(path) else read_checkpoint(path)
+
+
 def read_pretrained(path: Path) -> PretrainedNetwork:
     """Read a checkpoint of any known kind, told by its content, without running code from it.
 
@@ -151,7 +160,7 @@ def read_pretrained(path: Path) -> PretrainedNetwork:
     Raises:
         CheckpointError: The file is missing, cut off, unsafe, of no known kind, or has weights that are not finite.
     """
-    content = _read_safetensors(path) if _is_safetensors(path) else read_checkpoint(path)
+    content = read_content(path)
     beside = path.with_name(path.name + ".pkl")
     sidecar = read_plain_pickle(beside) if beside.is_file() else None
     with _named(path):
@@ -161,7 +170,8 @@ def read_pretrained(path: Path) -> PretrainedNetwork:
             raise CheckpointError(
                 f"{path} holds NaN or infinite values in {name}: its training went wrong. Take an earlier checkpoint."
             )
-    return _printable(source)
+    facts = content.get("genesis")
+    return replace(_printable(source), cases=facts.get("cases") if isinstance(facts, Mapping) else None)
 
 
 def _printable(source: PretrainedNetwork) -> PretrainedNetwork:

@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunet_genesis.cli_settings import add_flags, given
 from nnunet_genesis.commands.parsing import add_command, add_processes, left_out
+from nnunet_genesis.errors import GenesisError
 
 
 def add_import(commands: Any) -> None:
@@ -67,6 +68,8 @@ def add_plan(commands: Any) -> None:
         "--like-plans", default="nnUNetPlans", metavar="PLANS", help="plans of the target (%(default)s)"
     )
     parser.add_argument("-p", default=PLANS_NAME, metavar="PLANS", help="name of the plans to write (%(default)s)")
+    parser.add_argument("--fold", type=int, metavar="K", help="leave out the validation cases of this fold of the "
+                        "target: for pre-training on its own images")  # fmt: skip
     add_flags(parser.add_argument_group("pre-training settings"), PretrainingSettings)
     recipe = parser.add_argument_group("corruption recipe")
     recipe.add_argument(
@@ -86,14 +89,37 @@ def _plan(chosen: argparse.Namespace) -> int:
     base = RECIPES[chosen.recipe]
     blocks = {name: given(chosen, type(block), f"{name}_") for name, block in base.corruptions.items()}
     recipe = base.updated({**given(chosen, Recipe), **blocks}, "the flags")
-    settings = PretrainingSettings(**given(chosen, PretrainingSettings), recipe=recipe)
     dataset = dataset_name(chosen.d)
+    flags = given(chosen, PretrainingSettings) | {"exclude": _excluded(chosen, dataset), "recipe": recipe}
+    settings = PretrainingSettings(**flags)
     if chosen.template:
         path = plan_from_template(dataset, chosen.template, chosen.p, settings)
     else:
         path = plan_like(dataset, dataset_name(chosen.like), chosen.like_plans, chosen.p, settings)
     print(f"Wrote {path}")
+    if settings.exclude:
+        print(f"{len(settings.exclude)} cases will be left out of the pre-training: {', '.join(settings.exclude)}")
     return 0
+
+
+def _excluded(chosen: argparse.Namespace, dataset: str) -> list[str]:
+    """Names of the cases that a pre-training leaves out."""
+    from nnunet_genesis.nnunet_dataset import dataset_name
+    from nnunet_genesis.planning import of_fold
+    from nnunet_genesis.study.outline import read_cases
+
+    names = read_cases(getattr(chosen, "exclude", []))
+    if chosen.fold is not None:
+        if not chosen.like:
+            raise GenesisError("--fold needs --like: the labeled dataset whose fold is meant.")
+        there, absent = of_fold(dataset, dataset_name(chosen.like), chosen.like_plans, chosen.fold)
+        names += there
+        if absent:
+            print(
+                f"WARNING: {dataset} has no case of the name of {len(absent)} of {len(there) + len(absent)} validation "
+                f"cases ({', '.join(absent[:5])}); under other names they would not be left out. Check with leaks."
+            )
+    return sorted(set(names))
 
 
 def add_preprocess(commands: Any) -> None:

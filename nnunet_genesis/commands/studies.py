@@ -56,6 +56,8 @@ def _add_plan(verbs: Any) -> None:
     parser.add_argument("--no-mirroring", action="store_true", help="predict without averaging over mirrored patches")
     parser.add_argument("--tolerance", type=float, default=1.0, metavar="MM", help="of the normalised surface distance "
                         "(%(default)s)")  # fmt: skip
+    parser.add_argument("--allow-leaks", action="store_true", help="go on, and write it down, where an arm was "
+                        "pre-trained on test cases")  # fmt: skip
     _add_device(parser)
     add_flags(parser.add_argument_group("fine-tuning settings of all arms"), FineTuningSettings, COMMON)
 
@@ -71,9 +73,11 @@ def _plan(chosen: argparse.Namespace) -> int:
     wish = Wish(
         dataset_name(chosen.d), chosen.p, chosen.c, [parse_arm(text) for text in chosen.arm], chosen.labels,
         chosen.seeds, _test(chosen.test), read_cases(chosen.pool), common, chosen.validation_iterations,
-        not chosen.no_mirroring, chosen.tolerance,
+        not chosen.no_mirroring, chosen.tolerance, chosen.allow_leaks,
     )  # fmt: skip
     study = plan_study(wish, chosen.folder)
+    for arm, words in study.leaks.items():
+        print(f"WARNING: arm {arm}: {'; '.join(words)}")
     runs, settings = len(study.runs()), settings_of(wish.arms[0], common)
     steps = settings.epochs * settings.iterations
     print(f"{runs} runs: {len(study.arms)} arms, {len(study.labels)} label counts, {len(study.seeds)} seeds; "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_genesis.cli_settings import add_flags, given
+from nnunet_genesis.commands.leakage import leaks_in_words
 from nnunet_genesis.commands.parsing import add_command, left_out, share
 from nnunet_genesis.errors import GenesisError
 
@@ -62,6 +63,9 @@ def add_transfer(commands: Any) -> None:
                         "share of the encoder's parameters comes from the checkpoint (%(default)s)")  # fmt: skip
     parser.add_argument("--resize-widths", action="store_true", help="stages of other widths take over the leading "
                         "channels; otherwise they start anew")  # fmt: skip
+    parser.add_argument("--fold", type=int, metavar="K", help="stop if the checkpoint was pre-trained on validation "
+                        "cases of this fold")  # fmt: skip
+    parser.add_argument("--allow-leaks", action="store_true", help="with --fold: go on, and write it into the report")
     add_flags(parser.add_argument_group("fine-tuning settings"), FineTuningSettings, SCHEDULE)
 
 
@@ -75,9 +79,10 @@ def _transfer(chosen: argparse.Namespace) -> int:
     default = f"{chosen.p}_{'scratch' if chosen.from_scratch else 'genesis'}"
     new_plans = default if chosen.to is None else chosen.to
     dataset = dataset_name(chosen.d)
+    found = None if chosen.fold is None or chosen.from_scratch else leaks_in_words(chosen, dataset)
     done = transfer(
         chosen.checkpoint, dataset, chosen.p, chosen.c, new_plans, given(chosen, FineTuningSettings),
-        chosen.min_coverage, chosen.resize_widths,
+        chosen.min_coverage, chosen.resize_widths, found,
     )  # fmt: skip
     if done.report is not None:
         print(done.report.table())

@@ -29,6 +29,7 @@ class PretrainedNetwork:
         spacing: Of the images it was trained on, in mm, None if unknown.
         normalisation: Scheme per channel, by nnU-Net's names, None if unknown.
         notes: What had to be assumed or left out.
+        cases: Record of the images that it was trained on, as the file holds it; None if the file does not say.
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -40,6 +41,7 @@ class PretrainedNetwork:
     spacing: list[float] | None = None
     normalisation: list[str] | None = None
     notes: tuple[str, ...] = ()
+    cases: Any = None
 
     @property
     def parameters(self) -> int:

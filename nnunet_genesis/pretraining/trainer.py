@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from nnunet_genesis.checkpoints.saving import save_plain, versions
 from nnunet_genesis.corruption import Recipe, apply_params, compile_loops
 from nnunet_genesis.errors import DatasetError, one_line
 from nnunet_genesis.files import write_json
+from nnunet_genesis.leaks.case_record import KEY, CaseRecord, record_in, record_of
 from nnunet_genesis.networks.build import build_unet, unwrap
 from nnunet_genesis.nnunet_dataset import channel_names
 from nnunet_genesis.preflight import check_before_training, refuse_missing_gpu, volumes_folder
@@ -81,6 +83,8 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         self.save_every = self.settings.save_every
         self.enable_deep_supervision = False
         self.logger.local_logger = RestorationLog()
+        self.seen: CaseRecord | None = None  # rank 0 alone fills it, when training starts
+        self.resumed_from: list[CaseRecord | None] = []
         if "pretraining" not in plans.get("genesis", {}):
             self.print_to_log_file("These plans have no settings for pre-training: the defaults hold.")
         self.print_to_log_file(f"Pre-training settings: {self.settings.block()}")
@@ -119,18 +123,28 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
             super().initialize()
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Training and validation cases: nnU-Net's splits for a numbered fold, a seeded hold-out for fold `all`."""
+        """Training and validation cases: nnU-Net's splits for a numbered fold, a seeded hold-out for fold `all`.
+
+        Without those that the settings exclude; where these are the whole fold, a hold-out of the others validates.
+        """
         if self.fold != "all":
             with one_line():
                 cases = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
                 if len(cases) < 5 and not (Path(self.preprocessed_dataset_folder_base) / "splits_final.json").is_file():
                     raise DatasetError(f"{len(cases)} volumes are too few for nnU-Net's five folds. Use fold all.")
-            return super().do_split()  # type: ignore[no-any-return]
-        training, validation = hold_out(
-            self.dataset_class.get_identifiers(self.preprocessed_dataset_folder),
-            self.settings.validation_share,
-            self.settings.seed,
-        )
+            training, validation = map(self._admitted, super().do_split())
+            return (training, validation) if validation and training else self._held_out(training)
+        return self._held_out(self._admitted(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)))
+
+    def _admitted(self, cases: Iterable[str]) -> list[str]:
+        """Cases that the settings do not exclude."""
+        return [str(case) for case in cases if case not in self.settings.exclude]
+
+    def _held_out(self, cases: list[str]) -> tuple[list[str], list[str]]:
+        with one_line():
+            if not cases:
+                raise DatasetError('The setting "exclude" leaves no case to pre-train on. Exclude fewer.')
+        training, validation = hold_out(cases, self.settings.validation_share, self.settings.seed)
         if training == validation:
             self.print_to_log_file("WARNING: there is one volume only; restoration is validated on that volume itself.")
         return training, validation
@@ -140,6 +154,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         training, validation = self.do_split()
         self.print_to_log_file(f"{len(training)} volumes to train on, {len(validation)} held out")
         self.validation_cases = validation
+        self._record_cases({*training, *validation})
         workers = get_allowed_n_proc_DA()
         # a resumed training goes on where the stream of batches stopped
         numbers = itertools.count(self.current_epoch * self.num_iterations_per_epoch)
@@ -154,6 +169,15 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         # validation is always corrupted by the workers: its patches are the same ones whatever the device
         held_out = self._batches(validation, VALIDATION)
         return train, load(held_out, repeated, (workers + 1) // 2, self.device.type == "cuda")
+
+    def _record_cases(self, cases: set[str]) -> None:
+        """Note for `leaks` which images this training sees: those that validate choose the best checkpoint."""
+        if self.settings.exclude:
+            self.print_to_log_file(f"Left out, as the settings say: {', '.join(self.settings.exclude)}")
+        if self.local_rank != 0 or self.disable_checkpointing:
+            return
+        with one_line():
+            self.seen = record_of(Path(self.preprocessed_dataset_folder), sorted(cases))
 
     def _batches(self, cases: list[str], stream: int, recipe: Recipe | None = None) -> PatchBatches:
         everything = self.configuration_manager.batch_size
@@ -205,6 +229,9 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """As in nnU-Net; AdamW's step counters stay on the CPU, where it reads them without waiting for the GPU."""
         super().load_checkpoint(filename_or_checkpoint)
+        if isinstance(filename_or_checkpoint, str):
+            with one_line():
+                self.resumed_from = [record_in(Path(filename_or_checkpoint))]
         for state in self.optimizer.state.values():
             state["step"] = state["step"].cpu()
 
@@ -295,7 +322,13 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
             "architecture": self.configuration_manager.configuration["architecture"],
             "settings": self.settings.block(),
             "versions": versions(),
-        }
+        } | self._cases_seen()
+
+    def _cases_seen(self) -> dict[str, Any]:
+        """The record of the cases, also of those before a restart; nothing where part of them is not known."""
+        records = [*self.resumed_from, self.seen]
+        known = [record for record in records if record is not None]
+        return {KEY: reduce(CaseRecord.joined, known).block()} if len(known) == len(records) else {}
 
     @torch.no_grad()
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:

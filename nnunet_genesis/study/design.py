@@ -152,6 +152,13 @@ def _check(study: Study) -> None:
     for name in ("fine_tuning", "leaks", "versions"):
         if not isinstance(getattr(study, name), Mapping):
             raise StudyError(f'"{name}" must be a block in braces.')
+    _check_leaks(study)
+
+
+def _check_leaks(study: Study) -> None:
+    for name, words in study.leaks.items():
+        if name not in study.arms or not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise StudyError(f'"leaks" of "{printable(name, 80)}" must be a list of texts, of an arm of the study.')
 
 
 def _check_arms(arms: Any) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from nnunet_genesis.checkpoints.saving import versions
 from nnunet_genesis.errors import StudyError, printable
+from nnunet_genesis.folds import preprocessed_cases
+from nnunet_genesis.leaks.search import leaks, unknown
 from nnunet_genesis.nnunet_dataset import read_plans, refuse_cascade
 from nnunet_genesis.preflight import volumes_folder
 from nnunet_genesis.study.arms import Arm, prepare_arm
@@ -31,6 +33,7 @@ class Wish:
     validation_iterations: int
     mirroring: bool
     tolerance_mm: float
+    allow_leaks: bool = False
 
 
 def plan_study(wish: Wish, folder: Path) -> Study:
@@ -45,17 +48,18 @@ def plan_study(wish: Wish, folder: Path) -> Study:
         raise StudyError(f"{folder / FILE} exists. Run it, or plan the new study in another folder.")
     plans = read_plans(wish.dataset, wish.plans)
     refuse_cascade(plans, wish.configuration)
-    cases = _labeled_cases(plans, wish.configuration)
+    cases = preprocessed_cases(plans, wish.configuration)
     test = choose_test(cases, wish.test) if isinstance(wish.test, float) else sorted(_known(wish.test, cases, "--test"))
     pool = [case for case in _known(wish.pool, cases, "--pool") or cases if case not in test]
     names = [arm.name for arm in wish.arms]
     if len(set(names)) < len(names):
         raise StudyError(f"Two arms have the same name: {', '.join(map(printable, names))}.")
+    found = {arm.name: words for arm in wish.arms if (words := _leaks(arm, wish, plans, test))}
     seeds, labels = list(range(wish.seeds)), sorted(set(wish.labels))
     study = Study(
         wish.dataset, wish.plans, wish.configuration, {name: {} for name in names}, labels, seeds, test,
         nested_subsets(pool, labels[-1], seeds), dict(wish.fine_tuning), wish.validation_iterations, wish.mirroring,
-        wish.tolerance_mm, {}, versions(),
+        wish.tolerance_mm, found, versions(),
     )  # fmt: skip
     for arm in wish.arms:
         facts = prepare_arm(arm, folder, wish.dataset, plans, wish.configuration, dict(wish.fine_tuning))
@@ -64,12 +68,24 @@ def plan_study(wish: Wish, folder: Path) -> Study:
     return study
 
 
-def _labeled_cases(plans: dict[str, Any], configuration: str) -> list[str]:
-    """Names of the preprocessed cases."""
-    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+def _leaks(arm: Arm, wish: Wish, plans: dict[str, Any], test: Sequence[str]) -> list[str]:
+    """Test cases that an arm was pre-trained on, in words; one line if its checkpoint does not say.
 
-    folder = str(volumes_folder(plans, configuration))
-    return sorted(infer_dataset_class(folder).get_identifiers(folder))
+    Raises:
+        StudyError: There are some, and they were not allowed.
+    """
+    if arm.checkpoint is None:
+        return []
+    hits = leaks(arm.checkpoint, volumes_folder(plans, wish.configuration), test)
+    if hits is None:
+        return [unknown(arm.checkpoint)]
+    if hits and not wish.allow_leaks:
+        raise StudyError(
+            f'The arm "{printable(arm.name, 40)}" was pre-trained on {len(hits)} of {len(test)} test cases: '
+            f"{'; '.join(map(str, hits))}. Pre-train without them (plan --exclude), test on others, or add "
+            "--allow-leaks."
+        )
+    return [str(hit) for hit in hits]
 
 
 def _known(wanted: Sequence[str], cases: Sequence[str], flag: str) -> list[str]:

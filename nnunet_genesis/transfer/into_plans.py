@@ -54,6 +54,7 @@ def transfer(
     schedule: dict[str, Any],
     min_coverage: float = MIN_COVERAGE,
     resize_widths: bool = False,
+    leaks: list[str] | None = None,
 ) -> Transferred:
     """Carry a checkpoint's weights into the network that a dataset's plans describe.
 
@@ -71,6 +72,7 @@ def transfer(
         schedule: Some of `SCHEDULE`; a missing warm-up is a twentieth of the epochs, at most 50.
         min_coverage: Smallest share of the encoder's parameters that comes from the checkpoint, 0 to 1.
         resize_widths: Whether stages of other widths take over the leading channels.
+        leaks: What was found of cases that the checkpoint was pre-trained on, for the report; None if nobody looked.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
@@ -88,8 +90,9 @@ def transfer(
     if checkpoint is not None:
         weights = path.with_name(f"{path.stem}_{configuration}.pth")
         settings, report = start_from(
-            checkpoint, plans, configuration, read_dataset_json(dataset), settings, weights, min_coverage, resize_widths
-        )
+            checkpoint, plans, configuration, read_dataset_json(dataset), settings, weights, min_coverage,
+            resize_widths, leaks,
+        )  # fmt: skip
     blocks = _other_configurations(path, plans) | {configuration: settings.block()}
     write_json({**plans, "plans_name": new_plans_name, "genesis": {"fine_tuning": blocks}}, path)
     return Transferred(path, report)
@@ -110,6 +113,7 @@ def start_from(
     weights: Path,
     min_coverage: float = MIN_COVERAGE,
     resize_widths: bool = False,
+    leaks: list[str] | None = None,
 ) -> tuple[FineTuningSettings, TransferReport]:
     """Write a checkpoint's weights, in the shapes of the plans' network, into the file `weights`, its report beside it.
 
@@ -120,8 +124,11 @@ def start_from(
         CheckpointError, TransferError, DatasetError: As `transfer`.
     """
     network, channels = target_network(plans, configuration, dataset_json)
-    report = _fill(network, channels, read_pretrained(checkpoint), min_coverage, resize_widths)
-    return _write(network, report, checkpoint, settings, weights), report
+    source = read_pretrained(checkpoint)
+    report = _fill(network, channels, source, min_coverage, resize_widths)
+    settings = _write(network, report, checkpoint, settings, weights, source.cases)
+    _write_report(report, settings, weights, {} if leaks is None else {"leaks": leaks})
+    return settings, report
 
 
 def _fill(
@@ -137,14 +144,16 @@ def _fill(
 
 
 def _write(
-    network: nn.Module, report: TransferReport, checkpoint: Path, settings: FineTuningSettings, path: Path
+    network: nn.Module, report: TransferReport, checkpoint: Path, settings: FineTuningSettings, path: Path, cases: Any
 ) -> FineTuningSettings:
-    """Write weights and report; the settings with what identifies both files."""
+    """Write weights, with the record of the cases behind them; the settings with what identifies both files."""
     states = {record.name: {"state": record.state.value, "reason": record.reason} for record in report.records}
     facts = {"source": checkpoint.name, "coverage": report.coverage, "tensors": states, "versions": versions()}
+    if cases is not None:
+        facts["cases"] = cases  # so that leaks are found in the file of weights too
     with written_atomically(path) as temporary:
         torch.save({"network_weights": network.state_dict(), "genesis": facts}, temporary)
-    settings = replace(
+    return replace(
         settings,
         weights=path.name,
         sha256=sha256(path),
@@ -152,16 +161,16 @@ def _write(
         source_sha256=sha256(checkpoint),
         coverage=round(report.coverage, 6),
     )
-    _write_report(report, settings, path)
-    return settings
 
 
-def _write_report(report: TransferReport, settings: FineTuningSettings, weights: Path) -> None:
+def _write_report(
+    report: TransferReport, settings: FineTuningSettings, weights: Path, leaks: dict[str, list[str]]
+) -> None:
     """Add a transfer to the report beside its weights; entries of other weights are kept."""
     path = weights.with_name(REPORT)
     entry = {"source": settings.source, "source_sha256": settings.source_sha256, "sha256": settings.sha256}
     others = read_json(path, "The report", "Remove it.") if path.is_file() else {}
-    write_json({**others, weights.name: entry | report.json()}, path)
+    write_json({**others, weights.name: entry | leaks | report.json()}, path)
 
 
 def _other_configurations(path: Path, plans: dict[str, Any]) -> dict[str, Any]:

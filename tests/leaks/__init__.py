@@ -1,0 +1,1 @@
+"""Which cases a checkpoint was pre-trained on."""
