@@ -70,7 +70,12 @@ def count_in_words(comparison: Comparison) -> str:
     """Which label count a comparison is of."""
     if comparison.count is None:
         return "all label counts"
-    return f"{comparison.count} label" + "s" * (comparison.count != 1)
+    return counted(comparison.count, "label")
+
+
+def counted(number: int, noun: str) -> str:
+    """E.g. `1 label`, `4 labels`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _in_words(one: Comparison, first: str) -> str:
@@ -111,7 +116,7 @@ def _speed(first: str, found: Sequence[Speed], arm: str) -> list[str]:
     if arm not in own:
         return []
     return [
-        f"Speed, with {own[arm].count} labels: {first}'s final score on patches is reached "
+        f"Speed, with {counted(own[arm].count, 'label')}: {first}'s final score on patches is reached "
         f"{share_in_words(own[arm].share)}; by {first} itself {share_in_words(own[first].share)}."
     ]
 
@@ -134,17 +139,17 @@ def cautions(results: Results, comparisons: Sequence[Comparison], speeds: Sequen
             "p values say."
         )
     if len(study.arms) > 1 and len(study.seeds) < FEW_SEEDS:
-        said.append(f"{len(study.seeds)} seed{'s' * (len(study.seeds) > 1)}: only large differences can be shown.")
+        said.append(f"{counted(len(study.seeds), 'seed')}: only large differences can be shown.")
     for one in speeds:
         if one.arm == next(iter(study.arms)) and one.count == study.labels[-1] and one.gain > STILL_LEARNING:
             said.append(
-                f"{one.arm} has not converged with {one.count} labels: in its last tenth of steps its score on patches "
+                f"{one.arm} has not converged with {counted(one.count, 'label')}: in its last tenth of steps its score on patches "
                 f"still rose by {one.gain:.3f}. What is compared may be a head start that longer training makes up for."
             )
     if left_out := max((one.left_out for one in comparisons if one.in_family), default=0):
         said.append(
             "Values that are not defined in one of two arms are left out of both: up to "
-            f"{left_out} values of Dice in a comparison (comparisons.csv counts them)."
+            f"{counted(left_out, 'value')} of Dice in a comparison (comparisons.csv counts them)."
         )
     return said
 

@@ -15,6 +15,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from nnunet_genesis.files import written_atomically
 from nnunet_genesis.study.comparisons import Comparison, run_means
+from nnunet_genesis.study.conclusions import counted
 from nnunet_genesis.study.results import MAIN, Results
 from nnunet_genesis.study.statistics import mean_of_defined, t_interval
 
@@ -47,7 +48,7 @@ def label_curves(results: Results, comparisons: Sequence[Comparison], path: Path
     figure = Figure(figsize=(11 if drawn else 6, 4.6), layout="constrained")
     axes = figure.subplots(1, 2 if drawn else 1, squeeze=False)[0]
     for a, arm in enumerate(study.arms):
-        bands = np.array([t_interval(means[a, n]) for n in range(len(study.labels))])
+        bands = np.clip([t_interval(means[a, n]) for n in range(len(study.labels))], 0, 1)
         axes[0].plot(study.labels, mean_of_defined(means[a], -1), marker="o", markersize=4, label=arm, **look_of(a))
         axes[0].fill_between(study.labels, bands[:, 0], bands[:, 1], color=look_of(a)["color"], alpha=0.12, lw=0)
         places = np.repeat(study.labels, len(study.seeds)) * _beside(a, len(study.arms))
@@ -93,7 +94,7 @@ def convergence(results: Results, path: Path) -> None:
             if a == 0:
                 final = curve[-max(1, round(len(curve) / 10)) :].mean()
                 ax.axhline(final, color=COLOURS[0], linewidth=0.8, linestyle="--")
-        ax.set_title(f"{count} labeled cases", fontsize=10)
+        ax.set_title(counted(count, "labeled case"), fontsize=10)
         ax.grid(alpha=0.25)
     axes[0].set_ylim(bottom=0)
     _legend(axes[0], "lower right")

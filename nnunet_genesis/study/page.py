@@ -84,7 +84,8 @@ def folded(title: str, parts: Sequence[str]) -> str:
 
 def table(content: Table, kind: str = "") -> str:
     """A table that scrolls where it is too wide; columns without digits are flush left."""
-    words = [not any(map(_is_number, column)) for column in zip(*content.rows, strict=True)] or [False] * len(content.head)
+    columns = zip(*content.rows, strict=True) if content.rows else [[] for _ in content.head]
+    words = [not any(map(_is_number, column)) for column in columns]
     head = "".join(
         f'<th scope="col"{_class("word" * word)}>{escape(name)}</th>'
         for name, word in zip(content.head, words, strict=False)

@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_genesis.errors import StudyError, printable, reason
+from nnunet_genesis.errors import GenesisError, StudyError, printable, reason
 from nnunet_genesis.files import sha256, written_atomically
 from nnunet_genesis.study import tables
 from nnunet_genesis.study.comparisons import Comparison, compare_all, equivalences, speeds
-from nnunet_genesis.study.conclusions import Conclusion, cautions, conclude, definitions
+from nnunet_genesis.study.conclusions import Conclusion, cautions, conclude, counted, definitions
 from nnunet_genesis.study.design import FILE, Study, read_study
 from nnunet_genesis.study.drawing import convergence, label_curves
 from nnunet_genesis.study.page import box, folded, heading, listed, page, paragraph, picture, table
 from nnunet_genesis.study.results import Results, read_results
+from nnunet_genesis.study.worst_cases import draw_case, read_case, worst_cases
 
 FOLDER, PAGE = "report", "report.html"
 CURVES_SHOWN = (
@@ -75,6 +76,7 @@ def report_study(folder: Path, output: Path | None = None) -> Report:
         table(tables.speed_table(fast, first)),
         heading("Scores"), *map(table, tables.scores_tables(results)),
         heading("Test cases"), paragraph("Mean Dice over labels.", "note"), *map(table, tables.cases_tables(results)),
+        heading("Worst cases"), *_pictures(results, folder),
         heading("How this was concluded"), listed(definitions(results, comparisons)),
         *_facts(results, folder),
     ]  # fmt: skip
@@ -92,9 +94,9 @@ def _beginning(results: Results, concluded: Sequence[Conclusion], careful: Seque
     study, hours = results.study, float(np.nansum(results.seconds)) / 3600
     runs = f"{int(results.finished.sum())} of {len(study.runs())} runs finished"
     said = (
-        f"{study.configuration} of {study.plans}: {len(study.arms)} arms ({', '.join(study.arms)}), trained with "
-        f"{', '.join(map(str, study.labels))} labeled cases, {len(study.seeds)} seeds, compared on {len(study.test)} "
-        f"test cases; {runs}, {hours:.1f} hours of computing."
+        f"{study.configuration} of {study.plans}: {counted(len(study.arms), 'arm')} ({', '.join(study.arms)}), trained with "
+        f"{', '.join(map(str, study.labels))} labeled cases, {counted(len(study.seeds), 'seed')}, compared on "
+        f"{counted(len(study.test), 'test case')}; {runs}, {hours:.2g} hours of computing."
     )
     found = [
         box("conclusion", [heading(one.headline, 3), listed(one.sentences)]) for one in concluded
@@ -115,6 +117,24 @@ def _compared(comparisons: Sequence[Comparison], first: str) -> list[str]:
         table(tables.further_tests(comparisons, first)),
         *map(table, tables.other_comparisons(comparisons, first)),
     ]
+
+
+def _pictures(results: Results, folder: Path) -> list[str]:
+    """The worst cases, and which of them cannot be drawn, and why."""
+    drawn: list[str] = []
+    gone: dict[str, list[str]] = {}
+    for worst in worst_cases(results):
+        try:
+            found = read_case(results.study, folder, worst)
+        except GenesisError as error:
+            gone.setdefault(reason(error, 300), []).append(f"{worst.case} ({worst.why})")
+            continue
+        caption = f"{worst.case}, {counted(worst.count, 'labeled case')}, seed {worst.seed}: {worst.why}. Dotted: the reference."
+        described = f"{found.channel} image of {worst.case} with reference and predictions of {', '.join(worst.arms)}"
+        drawn.append(picture(draw_case(found), "png", described, caption))
+    shown = "Each is shown as the seed predicted it that is worst there, in the slice with most errors."
+    missing = [paragraph(f"Not drawn: {why}", "note") + listed(cases) for why, cases in gone.items()]
+    return [*([paragraph(shown, "note"), *drawn] if drawn else []), *missing]
 
 
 def _facts(results: Results, folder: Path) -> list[str]:

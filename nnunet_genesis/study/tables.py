@@ -17,6 +17,7 @@ from nnunet_genesis.errors import printable
 from nnunet_genesis.files import written_atomically
 from nnunet_genesis.study.comparisons import Comparison, Equivalence, Speed, run_means
 from nnunet_genesis.study.conclusions import (
+    counted,
     interval_of_labels,
     labels_in_words,
     share_in_words,
@@ -103,7 +104,7 @@ def cases_tables(results: Results) -> Iterator[Table]:
         more = f"; {MOST_CASES} of {len(study.test)} cases, all in cases.csv" * (len(study.test) > MOST_CASES)
         first, *others = study.arms
         head = ["case", first, *others, *(f"{arm} - {first}" for arm in others)]
-        yield Table(f"{count} labeled cases, mean over seeds{more}", head, rows, folded=True)
+        yield Table(f"{counted(count, 'labeled case')}, mean over seeds{more}", head, rows, folded=True)
 
 
 def equivalence_table(found: Sequence[Equivalence], first: str) -> Table:

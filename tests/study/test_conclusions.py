@@ -127,7 +127,7 @@ def test_undefined_values_are_told(tmp_path):
     path.write_text(json.dumps(content))
     results = read_results(study, tmp_path)
     (said,) = cautions(results, compare_all(results), speeds(results))
-    assert "up to 1 values of Dice" in said
+    assert "up to 1 value of Dice" in said
 
 
 def test_definitions_name_the_family(tmp_path):

@@ -88,7 +88,7 @@ def test_the_page_says_what_the_files_say(reported):
     text = " ".join(page.text)
     assert "genesis: better than scratch (all label counts, 4 labels, 8 labels, 16 labels)" in text
     assert "masking: no difference shown against scratch" in text
-    assert "45 of 45 runs finished, 0.5 hours of computing" in text
+    assert "45 of 45 runs finished, 0.45 hours of computing" in text
     for words in (*study.test, *study.arms, "numpy 1", "cpu: 45 runs", "all 8 comparisons", "random weights"):
         assert words in text, words
     scores = read_results(study, folder).scores["HD95"]
