@@ -15,8 +15,9 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from nnunet_genesis.errors import DatasetError, reason
-from nnunet_genesis.files import read_json, write_json
+from nnunet_genesis.errors import DatasetError, GenesisError, reason
+from nnunet_genesis.files import read_json, sha256, write_json
+from nnunet_genesis.ignored_regions import digest_in, mark, masks_of
 from nnunet_genesis.importing.read import check_nifti
 from nnunet_genesis.nnunet_dataset import (
     configuration_of,
@@ -49,6 +50,8 @@ class Job:
     dataset_json: str
     folder: str
     workshop: str
+    mask: Path | None = None
+    """File with the voxels that pre-training ignores."""
 
 
 @dataclass
@@ -67,8 +70,9 @@ def preprocess(
     """Preprocess the images of a raw dataset without reading labels.
 
     Transposes, crops to nonzero, normalises, resamples and stores like `nnUNetv2_preprocess`, whose files stock
-    trainers can read. Finished cases are skipped; a killed run loses at most the unfinished cases. A case that
-    fails is reported, also in `<data identifier>_preprocessing.json` beside the folder, and stops nothing.
+    trainers can read. Masks in the raw dataset's `ignoreTr` mark what pre-training ignores. Finished cases are skipped
+    unless their mask has changed; a killed run loses at most the unfinished cases. A case that fails is reported, also
+    in `<data identifier>_preprocessing.json` beside the folder, and stops nothing.
 
     Args:
         dataset: Name of the dataset in `nnUNet_raw`.
@@ -79,7 +83,7 @@ def preprocess(
 
     Raises:
         DatasetError: Something is missing, the dataset has labels, the configuration is a cascade's second stage,
-            or the finished cases were preprocessed with other plans.
+            a mask belongs to no case, or the finished cases were preprocessed with other plans.
     """
     plans, description = read_plans(dataset, plans_name), read_dataset_json(dataset)
     refuse_cascade(plans, configuration)
@@ -89,6 +93,7 @@ def preprocess(
         command = preprocessing_command(plans, configuration, folder.name)
         raise DatasetError(f"{dataset} has labels: nnU-Net's own volumes serve pre-training too. Run: {command}")
     cases = raw_cases(dataset, description)
+    masks = masks_of(dataset, cases, description["file_ending"])
     made_by = _made_by(plans, configuration)
     record = base / f"{folder.name}_preprocessing.json"
     _refuse_other_plans(made_by, record, folder)
@@ -100,16 +105,24 @@ def preprocess(
         new.mkdir(parents=True, exist_ok=True)
     plans_file, dataset_file = str(base / f"{plans_name}.json"), str(base / "dataset.json")
     unfinished = [
-        Job(case, tuple(images), plans_file, configuration, dataset_file, str(folder), str(workshop))
+        Job(case, tuple(images), plans_file, configuration, dataset_file, str(folder), str(workshop), masks.get(case))
         for case, images in cases.items()
-        if not is_finished(folder, case)
+        if not is_finished(folder, case, masks.get(case))
     ]
+    _clear(folder, unfinished)
     report = PreprocessingReport(folder, already_there=len(cases) - len(unfinished))
     _work(unfinished, report, processes, progress)
     shutil.rmtree(workshop, ignore_errors=True)
     outcome = {"written": report.written, "already_there": report.already_there, "failed": report.failed}
     write_json({"made_by": made_by} | outcome, record)
     return report
+
+
+def _clear(folder: Path, jobs: list[Job]) -> None:
+    """Remove what is there of cases: a case whose mask has changed must not stay as it was if it fails now."""
+    for job in jobs:
+        for ending in reversed(ENDINGS):
+            (folder / f"{job.case}{ending}").unlink(missing_ok=True)
 
 
 def _work(jobs: list[Job], report: PreprocessingReport, processes: int, progress: bool) -> None:
@@ -123,31 +136,52 @@ def _work(jobs: list[Job], report: PreprocessingReport, processes: int, progress
             bar.update()
 
 
-def is_finished(folder: Path, case: str) -> bool:
-    """True when all files of a preprocessed case have their final names."""
-    return all((folder / f"{case}{ending}").is_file() for ending in ENDINGS)
+def is_finished(folder: Path, case: str, mask: Path | None = None) -> bool:
+    """True when all files of a preprocessed case have their final names, and its mask is the one it was marked with."""
+    import blosc2
+
+    if not all((folder / f"{case}{ending}").is_file() for ending in ENDINGS):
+        return False
+    try:
+        marked_with = digest_in(blosc2.open(str(folder / f"{case}_seg.b2nd"), mode="r"))
+    except RuntimeError:  # damaged
+        return False
+    return marked_with == (sha256(mask) if mask else "")
 
 
 def preprocess_case(job: Job) -> None:
     """Preprocess one case into the workshop, then rename its files into the dataset's folder.
 
     Raises:
-        DatasetError: An image is damaged, or holds NaN, infinite values or no variation at all.
+        DatasetError: An image or mask is damaged, or the image holds NaN, infinite values or no variation at all, or
+            the mask does not fit it.
     """
-    for image in job.images:
-        if image.endswith((".nii", ".nii.gz")):
-            check_nifti(Path(image))  # SimpleITK reads files that are cut short, and NaN as 0
     plans_manager, configuration_manager = _managers(job.plans_file, job.configuration)
+    for image in job.images:
+        _check_nifti(image)
     _refuse_growth(job.images[0], plans_manager.transpose_forward, configuration_manager.spacing)
+    if job.mask:
+        try:
+            _check_nifti(str(job.mask))
+            _refuse_growth(str(job.mask), plans_manager.transpose_forward, configuration_manager.spacing)
+        except GenesisError as error:
+            raise DatasetError(f"its mask in {job.mask.parent.name} {error}") from None
     preprocessor = configuration_manager.preprocessor_class(verbose=False)
     unfinished = Path(job.workshop) / job.case
     preprocessor.run_case_save(
         str(unfinished), list(job.images), None, plans_manager, configuration_manager, job.dataset_json
     )
     _check_volume(unfinished)
-    _declare_unlabeled(Path(f"{unfinished}.pkl"))
+    properties = _declare_unlabeled(Path(f"{unfinished}.pkl"))
+    if job.mask:
+        mark(unfinished, job.mask, plans_manager, configuration_manager, properties)
     for ending in ENDINGS:
         os.replace(f"{unfinished}{ending}", Path(job.folder) / f"{job.case}{ending}")
+
+
+def _check_nifti(image: str) -> None:
+    if image.endswith((".nii", ".nii.gz")):
+        check_nifti(Path(image))  # SimpleITK reads files that are cut short, and NaN as 0
 
 
 @lru_cache(maxsize=1)
@@ -187,13 +221,14 @@ def _refuse_growth(image: str, order: list[int], spacing: list[float]) -> None:
         )
 
 
-def _declare_unlabeled(properties_file: Path) -> None:
-    """Add the empty class locations that nnU-Net's loader asks for.
+def _declare_unlabeled(properties_file: Path) -> dict[str, Any]:
+    """Add the empty class locations that nnU-Net's loader asks for; all properties.
 
     The pickle is the one that nnU-Net's preprocessor has just written here: nobody else's code is in it.
     """
-    properties = pickle.loads(properties_file.read_bytes())
-    properties_file.write_bytes(pickle.dumps(properties | {"class_locations": {}}))
+    properties = pickle.loads(properties_file.read_bytes()) | {"class_locations": {}}
+    properties_file.write_bytes(pickle.dumps(properties))
+    return properties  # type: ignore[no-any-return]
 
 
 def _check_volume(unfinished: Path) -> None:

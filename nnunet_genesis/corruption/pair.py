@@ -51,17 +51,19 @@ def sample_params(shape: Sequence[int], recipe: Recipe, rng: np.random.Generator
     return PairParams((count, *spatial), flips, tuple(zip(*params, strict=True)), recipe.range_percentiles)
 
 
-def apply_params(patch: Tensor, params: PairParams) -> tuple[Tensor, Tensor]:
+def apply_params(patch: Tensor, params: PairParams, ignored: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Make the (corrupted, target) pair of a patch on the CPU, both mirrored alike.
 
     Args:
         patch: Tensor (C, *spatial) on the CPU, floating, any intensity unit; not touched.
         params: What `sample_params` gave for this shape.
+        ignored: Voxels that are not to be restored, bool (*spatial); corrupted like the others.
 
     Returns:
         Two new tensors of the same shape and type. The corrupted one is computed in float32 or wider. The value range
         of each channel is that of the clean channel. NaN stays in its place, but for shuffling, which moves it like
-        any value. The target is the clean patch, with NaN where a corruption wants no restoration.
+        any value. The target is the clean patch, with NaN in what is ignored and where a corruption wants no
+        restoration.
 
     Raises:
         DatasetError: The patch has another shape than was sampled for, or holds whole numbers.
@@ -79,11 +81,13 @@ def apply_params(patch: Tensor, params: PairParams) -> tuple[Tensor, Tensor]:
             low, high = value_range(clean, params.percentiles)
             for one in filter(None, corruptions):
                 one.apply(channel, low, high)
-    _apply_loss_masks(target, params)
+    _apply_loss_masks(target, params, ignored)
     return corrupted.to(patch.dtype), target
 
 
-def apply_params_batch(patches: Tensor, params: Sequence[PairParams]) -> tuple[Tensor, Tensor]:
+def apply_params_batch(
+    patches: Tensor, params: Sequence[PairParams], ignored: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Make the (corrupted, target) pairs of a batch on any device.
 
     Like `apply_params` for each patch, with other permutations and other noise from the same distributions: they
@@ -92,6 +96,7 @@ def apply_params_batch(patches: Tensor, params: Sequence[PairParams]) -> tuple[T
     Args:
         patches: Tensor (B, C, *spatial), floating; not touched.
         params: What `sample_params` gave, one for each patch.
+        ignored: Voxels that are not to be restored, bool (B, *spatial).
 
     Raises:
         DatasetError: A patch has another shape than was sampled for, or the patches hold whole numbers.
@@ -108,8 +113,8 @@ def apply_params_batch(patches: Tensor, params: Sequence[PairParams]) -> tuple[T
             kind = type(next(iter(taking_place.values())))
             kind.apply_batch(list(taking_place.values()), part, low[places], high[places])
             channels[places] = part
-    for clean, one in zip(target, params, strict=True):
-        _apply_loss_masks(clean, one)
+    for n, (clean, one) in enumerate(zip(target, params, strict=True)):
+        _apply_loss_masks(clean, one, None if ignored is None else ignored[n])
     return channels.view(patches.shape).to(patches.dtype), target
 
 
@@ -138,8 +143,10 @@ def _flipped(patch: Tensor, params: PairParams) -> Tensor:
     return patch.flip([axis + 1 for axis in params.flips]).contiguous()
 
 
-def _apply_loss_masks(target: Tensor, params: PairParams) -> None:
-    """Put NaN, in place, where a corruption wants no restoration."""
+def _apply_loss_masks(target: Tensor, params: PairParams, ignored: Tensor | None) -> None:
+    """Put NaN, in place, where nothing is to be restored."""
+    if ignored is not None:
+        target.masked_fill_(ignored.flip(params.flips), torch.nan)
     for channel, corruptions in zip(target, params.channels, strict=True):
         for one in filter(None, corruptions):
             if (mask := one.loss_mask(channel.shape)) is not None:

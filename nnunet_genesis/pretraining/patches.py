@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from nnunet_genesis.corruption import PairParams, Recipe, apply_params, apply_params_batch, sample_params
+from nnunet_genesis.ignored_regions import IGNORED, digest_in
 from nnunet_genesis.nnunet_dataset import configuration_of, encoder_stride
 
 ATTEMPTS = 10
@@ -32,8 +33,8 @@ class PatchBatches(Dataset[dict[str, Any]]):
 
     A batch is nnU-Net's dictionary: `data` float32 (B, C, *patch), `target` alike, `keys` the case identifiers.
     Where a volume is smaller than the patch, `data` is padded with 0, as in nnU-Net, and `target` with NaN:
-    voxels without a finite target carry no loss. If `corrupt` is false, `target` holds the patches as they were cut
-    and there is no `data` but `params`: `corrupted_on` makes both of them.
+    voxels without a finite target carry no loss; nor do those that are ignored. If `corrupt` is false, `target` holds
+    the patches as they were cut, and there is no `data` but `params` and `ignored`: `corrupted_on` makes both of them.
     """
 
     volumes: Any
@@ -61,10 +62,11 @@ class PatchBatches(Dataset[dict[str, Any]]):
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Batch `number`, counted from 0."""
         begin = number * self.global_batch_size + self.first
-        crops, params, keys = zip(*(self.crop(begin + i) for i in range(self.batch_size)), strict=True)
+        crops, params, keys, ignored = zip(*(self.crop(begin + i) for i in range(self.batch_size)), strict=True)
         if not self.corrupt:
-            return {"keys": list(keys), "params": list(params), "target": self._padded(crops, math.nan)}
-        corrupted, target = zip(*map(apply_params, crops, params), strict=True)
+            batch = {"keys": list(keys), "params": list(params), "target": self._padded(crops, math.nan)}
+            return batch | {"ignored": list(ignored)}
+        corrupted, target = zip(*map(apply_params, crops, params, ignored), strict=True)
         return {
             "keys": list(keys),
             "data": self._padded(corrupted, 0.0),
@@ -74,28 +76,35 @@ class PatchBatches(Dataset[dict[str, Any]]):
     def _padded(self, patches: Iterable[torch.Tensor], value: float) -> torch.Tensor:
         return torch.stack([pad(patch, self.patch_size, value) for patch in patches])
 
-    def crop(self, k: int) -> tuple[torch.Tensor, PairParams, str]:
-        """Sample `k`: a clean crop, float32 (C, *at most the patch), params of its pair, and the case."""
+    def crop(self, k: int) -> tuple[torch.Tensor, PairParams, str, torch.Tensor | None]:
+        """Sample `k`: a clean crop, float32 (C, *at most the patch), params of its pair, the case, what is ignored.
+
+        Voxels that are ignored are bool (*at most the patch); None: the case has no mask.
+        """
         crops = np.random.default_rng([self.seed, self.stream, k, 0])
         corruptions = np.random.default_rng([self.seed, self.stream, k, 1])
         cases = self.volumes.identifiers
         # validation walks through the volumes, in random order in case there are more of them than patches
         case = self._walk[k % len(cases)] if self.stream == VALIDATION else cases[crops.integers(len(cases))]
-        crop = torch.from_numpy(self._informative_crop(case, crops))
-        return crop, sample_params(crop.shape, self.recipe, corruptions), case
+        crop, ignored = self._informative_crop(case, crops)
+        return crop, sample_params(crop.shape, self.recipe, corruptions), case, ignored
 
-    def _informative_crop(self, case: str, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-        """A random crop that is not empty air, (C, *at most the patch), float32."""
-        volume = self.volumes.load_case(case)[0]
+    def _informative_crop(self, case: str, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A random crop that is not empty air, nor ignored, as `crop` gives it, and what of it is ignored."""
+        volume, segmentation, *_ = self.volumes.load_case(case)
+        marked = bool(digest_in(segmentation))
         if case not in self._spread:
             self._spread[case] = spread(volume)
         best, most = None, -1.0
         for _ in range(ATTEMPTS):
-            crop = random_crop(volume, self.patch_size, rng)
-            variation = np.nanstd(crop.reshape(len(crop), -1), axis=1)
+            window = random_window(volume.shape, self.patch_size, rng)
+            crop = np.array(volume[window], dtype=np.float32)
+            ignored = torch.from_numpy(segmentation[window][0] == IGNORED) if marked else None
+            seen = crop.reshape(len(crop), -1) if ignored is None else crop[:, ~ignored.numpy()]
+            variation = np.nanstd(seen, axis=1) if seen.size else np.zeros(len(crop))
             contrast = float(np.nanmax(variation / np.maximum(self._spread[case], 1e-12)))
             if best is None or contrast > most:
-                best, most = crop, contrast
+                best, most = (torch.from_numpy(crop), ignored), contrast
             if most >= self.minimum_contrast:
                 break
         return best  # type: ignore[return-value]
@@ -132,22 +141,23 @@ def hold_out(cases: list[str], share: float, seed: int) -> tuple[list[str], list
     return sorted(cases[count:]), sorted(cases[:count])
 
 
-def random_crop(volume: Any, patch_size: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Cut a patch at a uniformly random position.
+def random_window(
+    shape: Sequence[int], patch_size: tuple[int, ...], rng: np.random.Generator
+) -> tuple[slice | int, ...]:
+    """Where to cut a patch, at a uniformly random position.
 
     Args:
-        volume: Array-like (C, z, y, x); of a compressed volume only the patch is read.
+        shape: Shape (C, z, y, x) of the volume.
         patch_size: Three entries, or two for a patch (y, x) of a random slice; voxels.
         rng: Source of the position.
 
     Returns:
-        float32 (C, *patch), smaller than the patch along axes on which the volume is smaller.
+        An index of the volume that gives (C, *patch), smaller than the patch along axes on which the volume is smaller.
     """
     size = (1, *patch_size) if len(patch_size) == 2 else patch_size
-    starts = [int(rng.integers(max(0, have - want) + 1)) for have, want in zip(volume.shape[1:], size, strict=True)]
-    window = (slice(None), *(slice(start, start + want) for start, want in zip(starts, size, strict=True)))
-    crop = np.array(volume[window], dtype=np.float32)
-    return crop[:, 0] if len(patch_size) == 2 else crop
+    starts = [int(rng.integers(max(0, have - want) + 1)) for have, want in zip(shape[1:], size, strict=True)]
+    window = [slice(start, start + want) for start, want in zip(starts, size, strict=True)]
+    return (slice(None), starts[0], *window[1:]) if len(patch_size) == 2 else (slice(None), *window)
 
 
 def spread(volume: Any) -> np.ndarray[Any, Any]:
@@ -181,7 +191,12 @@ def corrupted_on(device: torch.device, batch: dict[str, Any]) -> dict[str, Any]:
             start = (have - want) // 2  # where `pad` puts it
             window.append(slice(start, start + want))
         crops = torch.stack([clean[n][tuple(window)] for n in members])
-        pairs = apply_params_batch(crops, [params[n] for n in members])
+        ignored = None
+        if any(batch["ignored"][n] is not None for n in members):
+            nothing = torch.zeros(shape[1:], dtype=torch.bool)
+            found = [nothing if batch["ignored"][n] is None else batch["ignored"][n] for n in members]
+            ignored = torch.stack(found).to(device)
+        pairs = apply_params_batch(crops, [params[n] for n in members], ignored)
         for n, corrupted, restored in zip(members, *pairs, strict=True):
             data[n][tuple(window)], target[n][tuple(window)] = corrupted, restored
     return {**batch, "data": data, "target": target}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from nnunet_genesis.corruption import RECIPES, Recipe, make_pair
@@ -92,17 +93,18 @@ def examples(
         rows: Number of patches, each of another case while there are any.
 
     Returns:
-        Headings of the columns in groups; for each row the clean crop and its corrupted versions, float32
-        (C, *at most the patch), none of them mirrored; the case of each row.
+        Headings of the columns in groups; for each row the clean crop, NaN where it is ignored, and its corrupted
+        versions, float32 (C, *at most the patch), none of them mirrored; the case of each row.
     """
     alone = recipe.alone()
     recipes = [*alone.values(), *[replace(recipe, flip_probability=0.0)] * MIXTURES]
     patches, cases = [], []
     for k in range(rows):
-        clean, _, case = batches.crop(k)
+        clean, _, case, ignored = batches.crop(k)
         generators = [np.random.default_rng([batches.seed, k, column]) for column in range(len(recipes))]
         pairs = [make_pair(clean, one, rng) for one, rng in zip(recipes, generators, strict=True)]
-        patches.append([clean, *(corrupted for corrupted, _ in pairs)])
+        known = clean if ignored is None else clean.masked_fill(ignored, torch.nan)
+        patches.append([known, *(corrupted for corrupted, _ in pairs)])
         cases.append(case)
     groups = {
         "": ["original"],

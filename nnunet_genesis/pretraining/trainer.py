@@ -295,8 +295,9 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         network = unwrap(self.network).eval()
         rows, labels = [], []
         for k in range(SHEET_ROWS):
-            crop, params, case = batches.crop(k)
-            original = pad(crop, batches.patch_size, math.nan)
+            crop, params, case, ignored = batches.crop(k)
+            known = crop if ignored is None else crop.masked_fill(ignored, math.nan)
+            original = pad(known, batches.patch_size, math.nan)
             corrupted = pad(apply_params(crop, params)[0], batches.patch_size, 0.0)
             restored = network(corrupted[None].to(self.device))[0].float().cpu()
             rows.append((original.numpy(), corrupted.numpy(), restored.numpy()))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nnunet_genesis.corruption import RECIPES, make_pair
-from nnunet_genesis.pretraining.patches import ATTEMPTS, TRAINING, VALIDATION, random_crop, ranked, spread
+from nnunet_genesis.pretraining.patches import ATTEMPTS, TRAINING, VALIDATION, random_window, ranked, spread
 from tests.pretraining.test_patches import PLAIN, Volumes, batches, noise
 
 PAPER = RECIPES["paper"]
@@ -28,7 +28,9 @@ def test_each_sample_has_one_generator_for_its_crop_and_one_for_its_corruptions(
         rng = np.random.default_rng([5, stream, k, 0])
         order = ranked(volumes.identifiers, 6)  # not that of the hold-out, which is the seed's
         case = volumes.identifiers[rng.integers(7)] if stream == TRAINING else order[k % 7]
-        crop = torch.from_numpy(random_crop(volumes.volumes[case], (8, 8, 8), rng))
+        crop = torch.from_numpy(
+            np.array(volumes.volumes[case][random_window(volumes.volumes[case].shape, (8, 8, 8), rng)], np.float32)
+        )
         corrupted, target = make_pair(crop, PAPER, np.random.default_rng([5, stream, k, 1]))
         assert batch["keys"][place] == case
         assert torch.equal(batch["target"][place], target)
@@ -60,7 +62,7 @@ def test_a_crop_is_the_first_that_varies_enough_or_else_the_one_that_varies_most
         volume = patchy(channels, k)
         rng = np.random.default_rng([0, TRAINING, k, 0])
         rng.integers(1)  # the case
-        crops = [random_crop(volume, (6, 6, 6), rng) for _ in range(ATTEMPTS)]
+        crops = [np.array(volume[random_window(volume.shape, (6, 6, 6), rng)], np.float32) for _ in range(ATTEMPTS)]
         ratios = [crop.reshape(channels, -1).std(1) / spread(volume) for crop in crops]
         contrasts = [float(ratio.max()) for ratio in ratios]  # one channel with something to see is enough
         for expected in (0.0, contrasts[k % ATTEMPTS], np.nextafter(max(contrasts), np.inf), 0.5):
@@ -101,7 +103,7 @@ def test_only_the_patch_is_read_of_a_compressed_volume():
             assert np.prod(sizes) <= 50 * 60
             return np.random.default_rng(0).normal(size=sizes)
 
-    crop = random_crop(Compressed(), (8, 9, 10), np.random.default_rng(0))
+    crop = np.array(Compressed()[random_window(Compressed().shape, (8, 9, 10), np.random.default_rng(0))], np.float32)
     assert (crop.shape, crop.dtype) == ((1, 8, 9, 10), np.float32)
     assert spread(Compressed()).shape == (1,)
     batches(Volumes(Compressed()))[0]

@@ -20,7 +20,7 @@ from nnunet_genesis.pretraining.patches import (
     corrupted_ahead,
     corrupted_on,
     pad,
-    random_crop,
+    random_window,
 )
 
 CPU = torch.device("cpu")
@@ -114,7 +114,7 @@ def test_patches_are_corrupted_on_the_device_without_their_padding(recipe, patch
 def test_a_crop_is_cut_from_the_volume_and_mirrored_with_its_params_only():
     mirroring = replace(PLAIN, flip_probability=1.0)
     plain, mirrored = batches(VOLUMES), batches(VOLUMES, recipe=mirroring)
-    crop, params, _ = mirrored.crop(0)
+    crop, params, *_ = mirrored.crop(0)
     assert params.flips == (0, 1, 2)
     assert torch.equal(crop, plain.crop(0)[0])
     assert all(torch.equal(half, crop.flip(1, 2, 3)) for half in apply_params(crop, params))
@@ -159,10 +159,10 @@ def test_any_volume_gives_patches_of_the_size_asked_for(shape, patch, channels, 
 
 def test_an_uncorrupted_crop_is_a_piece_of_the_volume():
     volume = np.arange(1 * 6 * 7 * 8, dtype=np.float32).reshape(1, 6, 7, 8)
-    crop = random_crop(volume, (2, 3, 4), np.random.default_rng(0))
+    crop = np.array(volume[random_window(volume.shape, (2, 3, 4), np.random.default_rng(0))], np.float32)
     z, y, x = np.argwhere(volume[0] == crop[0, 0, 0, 0])[0]
     assert np.array_equal(crop, volume[:, z : z + 2, y : y + 3, x : x + 4])
-    flat = random_crop(volume, (3, 4), np.random.default_rng(0))
+    flat = np.array(volume[random_window(volume.shape, (3, 4), np.random.default_rng(0))], np.float32)
     z, y, x = np.argwhere(volume[0] == flat[0, 0, 0])[0]
     assert np.array_equal(flat, volume[:, z, y : y + 3, x : x + 4])
 
@@ -170,7 +170,11 @@ def test_an_uncorrupted_crop_is_a_piece_of_the_volume():
 def test_crop_positions_reach_every_voxel():
     volume, seen = np.arange(5 * 5 * 5, dtype=np.float32).reshape(1, 5, 5, 5), set()
     for seed in range(300):
-        seen.update(random_crop(volume, (2, 2, 2), np.random.default_rng(seed)).ravel().tolist())
+        seen.update(
+            np.array(volume[random_window(volume.shape, (2, 2, 2), np.random.default_rng(seed))], np.float32)
+            .ravel()
+            .tolist()
+        )
     assert len(seen) == 125
 
 

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from nnunet_genesis.corruption import RECIPES, make_pair
-from nnunet_genesis.pretraining.patches import VALIDATION, random_crop, ranked
+from nnunet_genesis.pretraining.patches import VALIDATION, random_window, ranked
 from tests.conftest import run_genesis, use_folders, write_dataset
 
 SEED, PATCH = 3, (16, 9, 8)
@@ -56,7 +56,7 @@ def original(folder: Path, k: int) -> tuple[torch.Tensor, str]:
     case = ranked(["case0", "case1", "case2"], SEED + 1)[k % 3]
     volume = blosc2.open(str(folder / "nnUNetGenesisPlans_3d_fullres" / f"{case}.b2nd"), mode="r")
     rng = np.random.default_rng([SEED, VALIDATION, k, 0])
-    return torch.from_numpy(random_crop(volume, PATCH, rng)), case
+    return torch.from_numpy(np.array(volume[random_window(volume.shape, PATCH, rng)], np.float32)), case
 
 
 @pytest.mark.parametrize(
