@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from nnunet_genesis.commands import datasets, studies, weights
+from nnunet_genesis.commands import datasets, restore, studies, weights
 from nnunet_genesis.errors import GenesisError, printable
 
 
@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
         datasets.add_import, datasets.add_plan, datasets.add_preprocess, datasets.add_preview,
-        weights.add_inspect, weights.add_transfer, weights.add_export, studies.add_study,
+        restore.add_restore, weights.add_inspect, weights.add_transfer, weights.add_export, studies.add_study,
         weights.add_trainers,
     ):  # fmt: skip
         add(commands)
