@@ -1,4 +1,4 @@
-"""A grid over a volume → masks that hide its cells in turn, each voxel once."""
+"""A grid over a volume → masks that show its cells in turn, each voxel once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def hidden_in_turn(
+def shown_in_turn(
     shape: Sequence[int], edges: Sequence[int], passes: int, rng: np.random.Generator
 ) -> Iterator[Tensor]:
     """Masks of which every voxel is in exactly one.
@@ -22,7 +22,7 @@ def hidden_in_turn(
         rng: Decides in which mask a cell is; masks have the same number of cells, give or take one.
 
     Yields:
-        Boolean tensors of the volume's shape, True where it is hidden.
+        Boolean tensors of the volume's shape, True where it is shown.
     """
     grid = [math.ceil(voxels / edge) for voxels, edge in zip(shape, edges, strict=True)]
     cells = math.prod(grid)

@@ -67,7 +67,7 @@ def restore_scans(
         sources: Files and folders, searched with their subfolders; formats and names as in an import.
         folder: Where to write; made if need be. Scans in it are not restored.
         device: cpu, cuda or mps.
-        hide: Passes in which parts of the image are hidden, as `Restorer` says.
+        hide: Parts in which the network sees an image, as `Restorer` says; 0: as a whole.
         progress: Show a progress bar.
 
     Raises:
@@ -94,7 +94,7 @@ def restore_scans(
         more = f" And {len(left_out) - 1} more." if len(left_out) > 1 else ""
         raise DatasetError(f"Nothing was restored: {source} {why}. The checkpoint reads {channels_of(restorer)}.{more}")
     rows.sort(key=lambda one: one.mean, reverse=True)
-    way = f"seen in {hide} passes, each without other cells" if hide else "seen whole"
+    way = f"seen in {hide} parts, one at a time" if hide else "seen as a whole"
     write_sheet(rows, f"{len(rows)} scans, {way}; checkpoint {checkpoint.name}", folder / SHEET)
     scores = {one.case: {"mean": one.mean, "99th percentile": one.peak, "source": one.source} for one in rows}
     facts = {"unit": "normalised intensities", "checkpoint": checkpoint.name, "sha256": sha256(checkpoint),

@@ -24,7 +24,7 @@ from nnunet_genesis.nnunet_dataset import channel_names, refuse_cascade
 from nnunet_genesis.plans_checks import check_description
 from nnunet_genesis.preflight import refuse_missing_gpu
 from nnunet_genesis.preprocessing import refuse_growth
-from nnunet_genesis.restoring.hiding import hidden_in_turn
+from nnunet_genesis.restoring.hiding import shown_in_turn
 from nnunet_genesis.settings import PretrainingSettings
 
 TRAINER = "nnUNetTrainerGenesisPretrain"
@@ -57,16 +57,17 @@ class Restorer:
         Args:
             checkpoint: Of nnUNetTrainerGenesisPretrain.
             device: cpu, cuda or mps.
-            hide: 0: the network sees the image (Zhou et al., MedIA 2021, section 5.6). From 2 on: it sees the image
-                that many times, each time without other cells of the grid of the recipe's masking, and what it
-                restores there counts; every voxel is hidden once.
+            hide: 0: the network sees the image (Zhou et al., MedIA 2021, section 5.6). From 2 on: it restores the
+                image that many times and sees another part of its cells each time, one n-th; the rest is hidden as the
+                recipe's masking hides it. What counts is the mean of what it restores where it does not see. With 4
+                it sees as much as the recipe `masking` has shown it.
 
         Raises:
             CheckpointError: It cannot be read, or its network does not restore.
             GenesisError: Its plans or settings are not as they should be, or `hide` is out of range.
         """
         if hide != 0 and not 2 <= hide <= 64:
-            raise GenesisError(f"An image can be hidden in 2 to 64 passes, or in none with 0, not in {hide}.")
+            raise GenesisError(f"An image can be shown in 2 to 64 parts, or as a whole with 0, not in {hide}.")
         content = read_checkpoint(checkpoint)
         plans, configuration, description = _plans_of(content, checkpoint)
         self.channels = channel_names(description)
@@ -163,12 +164,15 @@ class Restorer:
             return self._window(image)
         patch = self.configuration.patch_size
         edges = [1] * (3 - len(patch)) + [min(self.cell_size, math.ceil(edge / 2)) for edge in patch]
-        change = torch.zeros_like(image)
+        change, passes = torch.zeros_like(image), 0
         # the same cells for every image of that shape
-        for hidden in hidden_in_turn(image.shape[1:], edges, self.hide, np.random.default_rng(0)):
-            # as masking does it: 0, in all channels
-            restored = self._window(image.masked_fill(hidden, 0.0))
-            change += (restored - image).masked_fill_(~hidden, 0.0)
+        for shown in shown_in_turn(image.shape[1:], edges, self.hide, np.random.default_rng(0)):
+            seen = image.masked_fill(~shown, 0.0)  # as masking does it: 0, in all channels
+            change += (self._window(seen) + seen - image).masked_fill_(shown, 0.0)
+            passes += 1
+        if passes < 2:
+            raise DatasetError(f"is too small to hide a part of it: cells have {self.cell_size} voxels")
+        change /= passes - 1  # every voxel was shown once
         return change
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Masks that hide a volume in turn."""
+"""Masks that show a volume in turn."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnunet_genesis.restoring.hiding import hidden_in_turn
+from nnunet_genesis.restoring.hiding import shown_in_turn
 
 EDGES = st.integers(1, 9)
 
 
 @given(st.tuples(EDGES, EDGES, EDGES), st.tuples(EDGES, EDGES, EDGES), st.integers(2, 7), st.integers(0, 3))
-def test_every_voxel_is_hidden_exactly_once_and_cells_as_a_whole(shape, edges, passes, seed):
-    masks = list(hidden_in_turn(shape, edges, passes, np.random.default_rng(seed)))
+def test_every_voxel_is_shown_exactly_once_and_cells_as_a_whole(shape, edges, passes, seed):
+    masks = list(shown_in_turn(shape, edges, passes, np.random.default_rng(seed)))
     times = torch.stack(masks).sum(0)
     assert times.shape == shape
     assert (times == 1).all()
@@ -35,7 +35,7 @@ def test_every_voxel_is_hidden_exactly_once_and_cells_as_a_whole(shape, edges, p
 
 def test_the_generator_decides_which_cells():
     def masks(seed: int) -> torch.Tensor:
-        return torch.stack(list(hidden_in_turn((8, 8, 8), (2, 2, 2), 4, np.random.default_rng(seed))))
+        return torch.stack(list(shown_in_turn((8, 8, 8), (2, 2, 2), 4, np.random.default_rng(seed))))
 
     assert torch.equal(masks(0), masks(0))
     assert not torch.equal(masks(0), masks(1))

@@ -139,6 +139,31 @@ def test_what_is_hidden_is_not_seen(make_checkpoint, configuration, passes):
     np.testing.assert_allclose(restored.difference, np.abs(image[0] - image.mean()) / image.std(), atol=1e-4)
 
 
+def test_every_pass_shows_another_part_and_counts_where_it_hides(make_checkpoint):
+    class Recording(Restorer):
+        def _window(self, image: torch.Tensor) -> torch.Tensor:
+            seen.append(image)
+            return torch.full_like(image, float(len(seen))) - image
+
+    seen: list[torch.Tensor] = []
+    image = scan((20, 20, 40)) + 1000
+    recording = Recording(make_checkpoint(patch_size=[16, 16, 16]), hide=3)
+    assert recording.cell_size == 16
+    change = recording._changed(torch.from_numpy(image))
+    shown = torch.stack([one[0] != 0 for one in seen])
+    assert (shown.sum(0) == 1).all()
+    assert shown[:, :8, :8, :8].flatten(1).all(1).sum() == 1  # cells of half a patch
+    for number, (one, part) in enumerate(zip(seen, shown, strict=True), 1):
+        np.testing.assert_array_equal(one[0][part], image[0][part])
+        others = sum({1, 2, 3} - {number}) / 2
+        np.testing.assert_allclose((change + image)[0][part], others, rtol=1e-3)
+
+
+def test_an_image_of_one_cell_cannot_be_hidden(make_checkpoint):
+    with pytest.raises(DatasetError, match="too small to hide"):
+        Restorer(make_checkpoint(), hide=4).restore(scan((8, 8, 8)), (1, 1, 1))
+
+
 def test_large_intensities_do_not_overflow(make_checkpoint):
     image = 1e5 * scan()
     restored = Restorer(make_checkpoint(shift=(7e6,), normalization_schemes=["NoNormalization"])).restore(
