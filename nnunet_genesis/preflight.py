@@ -65,18 +65,18 @@ def refuse_missing_labels(dataset: str, description: Mapping[str, Any]) -> None:
 
 
 def refuse_missing_gpu(device: Any) -> None:
-    """Stop a training on a CUDA device, nnU-Net's default, where PyTorch sees none.
+    """Stop what would run on a CUDA device, nnU-Net's default, where PyTorch sees none.
 
     Args:
         device: A `torch.device`.
 
     Raises:
-        DatasetError: Says how to train without one.
+        DatasetError: Says how to do without one.
     """
     import torch
 
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise DatasetError("PyTorch finds no GPU. To train on the CPU, add: -device cpu")
+        raise DatasetError("PyTorch finds no GPU. To use the CPU, add: -device cpu (nnunet_genesis: --device cpu)")
 
 
 def refuse_missing_first_stage(trainer: Any) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -159,11 +160,11 @@ def preprocess_case(job: Job) -> None:
     plans_manager, configuration_manager = _managers(job.plans_file, job.configuration)
     for image in job.images:
         _check_nifti(image)
-    _refuse_growth(job.images[0], plans_manager.transpose_forward, configuration_manager.spacing)
+    _refuse_growth_of(job.images[0], plans_manager.transpose_forward, configuration_manager.spacing)
     if job.mask:
         try:
             _check_nifti(str(job.mask))
-            _refuse_growth(str(job.mask), plans_manager.transpose_forward, configuration_manager.spacing)
+            _refuse_growth_of(str(job.mask), plans_manager.transpose_forward, configuration_manager.spacing)
         except GenesisError as error:
             raise DatasetError(f"its mask in {job.mask.parent.name} {error}") from None
     preprocessor = configuration_manager.preprocessor_class(verbose=False)
@@ -194,25 +195,34 @@ def _managers(plans_file: str, configuration: str) -> tuple[Any, Any]:
     return plans_manager, plans_manager.get_configuration(configuration)
 
 
-def _refuse_growth(image: str, order: list[int], spacing: list[float]) -> None:
-    """Refuse an image whose header makes it grow without bounds when it is resampled.
-
-    Raises:
-        DatasetError: Names the spacings.
-    """
+def _refuse_growth_of(image: str, order: list[int], spacing: list[float]) -> None:
     reader = sitk.ImageFileReader()
     reader.SetFileName(image)
     try:
         reader.ReadImageInformation()
     except RuntimeError:
         return  # of a kind that nnU-Net reads otherwise, or damaged: its reader says so
-    given = reader.GetSpacing()[::-1]
+    refuse_growth(reader.GetSize(), reader.GetSpacing()[::-1], order, spacing)
+
+
+def refuse_growth(size: Sequence[int], given: Sequence[float], order: Sequence[int], spacing: Sequence[float]) -> None:
+    """Refuse an image whose header makes it grow without bounds when it is resampled.
+
+    Args:
+        size: Voxels along each axis, in any order.
+        given: Spacing of the axes z, y, x in mm.
+        order: The plans' order of these axes.
+        spacing: That of the plans, in their order; two numbers for 2d.
+
+    Raises:
+        DatasetError: Names the spacings.
+    """
     if len(given) != len(order):
         return
     given = tuple(given[axis] for axis in order)
     # 2d keeps the distance of slices, which are along the first axis
     growth = math.prod(given[-len(spacing) :]) / math.prod(spacing)
-    voxels = growth * math.prod(reader.GetSize())
+    voxels = growth * math.prod(size)
     if growth > MOST_GROWTH or voxels > MOST_VOXELS:
         shown = [", ".join(f"{step:g}" for step in steps) for steps in (given, spacing)]
         raise DatasetError(

@@ -18,7 +18,7 @@ from nnunet_genesis.errors import DatasetError, GenesisError, printable
 from nnunet_genesis.files import read_json, written_atomically
 from nnunet_genesis.importing.find import Scan, case_names, find_scans
 from nnunet_genesis.importing.journal import Journal, Record, describe
-from nnunet_genesis.importing.read import Geometry, UnusableScanError, check_nifti, is_gzip, read_scan
+from nnunet_genesis.importing.read import Geometry, UnusableScanError, check_nifti, is_gzip, read_channels
 from nnunet_genesis.parallel import each_case
 
 
@@ -122,15 +122,9 @@ def import_scan(job: ImportJob) -> None:
     """
     first: Geometry | None = None
     with ExitStack() as stack:
-        for number, (files, output) in enumerate(zip(job.scan.channels, job.outputs, strict=True)):
-            try:
-                image = read_scan(files)
-                first = first or Geometry.of(image)
-                if difference := first.difference(Geometry.of(image)):
-                    raise UnusableScanError(f"differs in {difference} from channel 0000")
-            except UnusableScanError as error:
-                where = f"channel {number:04d}: " if len(job.outputs) > 1 else ""
-                raise UnusableScanError(f"{where}{error}") from None
+        images = read_channels(job.scan.channels)
+        for image, files, output in zip(images, job.scan.channels, job.outputs, strict=True):
+            first = first or Geometry.of(image)
             try:
                 temporary = stack.enter_context(written_atomically(output, job.workshop))
                 _write(image, first, files[0], temporary, job.link)

@@ -7,7 +7,7 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,25 @@ def read_scan(files: Sequence[Path]) -> sitk.Image:
     if low == high:
         raise UnusableScanError(f"all voxels have the same value ({low:g})")
     return image
+
+
+def read_channels(channels: Sequence[Sequence[Path]]) -> Iterator[sitk.Image]:
+    """Read the files of each channel of a case, one after another.
+
+    Raises:
+        UnusableScanError: One cannot be used, or lies elsewhere than the first; says which, if there are several.
+    """
+    first: Geometry | None = None
+    for number, files in enumerate(channels):
+        try:
+            image = read_scan(files)
+            first = first or Geometry.of(image)
+            if difference := first.difference(Geometry.of(image)):
+                raise UnusableScanError(f"differs in {difference} from channel 0000")
+        except UnusableScanError as error:
+            where = f"channel {number:04d}: " if len(channels) > 1 else ""
+            raise UnusableScanError(f"{where}{error}") from None
+        yield image
 
 
 def check_nifti(path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_genesis.errors import DatasetError
-from nnunet_genesis.importing import into_dataset
+from nnunet_genesis.importing import into_dataset, read
 from nnunet_genesis.importing.read import read_scan
 from tests.importing.conftest import (
     cut,
@@ -126,7 +126,7 @@ def test_unexpected_failures_are_reported_and_tried_again(source, raw, monkeypat
             raise MemoryError("too big")
         return read_scan(paths)
 
-    monkeypatch.setattr(into_dataset, "read_scan", failing)
+    monkeypatch.setattr(read, "read_scan", failing)
     report = run(raw, source)
     assert (report.imported, the_reason(report)) == (1, "unexpected MemoryError: too big")
     monkeypatch.undo()

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from nnunet_genesis import files
 from nnunet_genesis.errors import DatasetError
-from nnunet_genesis.importing import into_dataset
+from nnunet_genesis.importing import into_dataset, read
 from nnunet_genesis.importing.journal import REPORT
 from nnunet_genesis.importing.read import read_scan
 from tests.importing.conftest import (
@@ -37,7 +37,7 @@ def test_a_second_run_reads_and_writes_no_scan(source, raw, monkeypatch):
     def never(*_):
         raise AssertionError("a finished scan was read")
 
-    monkeypatch.setattr(into_dataset, "read_scan", never)
+    monkeypatch.setattr(read, "read_scan", never)
     second = run(raw, source)
     assert (first.imported, first.already_there) == (3, 0)
     assert (second.imported, second.already_there) == (0, 3)
@@ -123,7 +123,7 @@ def test_a_run_interrupted_between_cases_saves_its_report(source, raw, monkeypat
     make(source / "a.nii.gz")
     (source / "b.nii.gz").write_text("hello")
     make(source / "c.nii.gz")
-    real, seen = into_dataset.read_scan, []
+    real, seen = read.read_scan, []
 
     def dying(paths):
         seen.append(paths[0].name)
@@ -131,7 +131,7 @@ def test_a_run_interrupted_between_cases_saves_its_report(source, raw, monkeypat
             raise KeyboardInterrupt
         return real(paths)
 
-    monkeypatch.setattr(into_dataset, "read_scan", dying)
+    monkeypatch.setattr(read, "read_scan", dying)
     with pytest.raises(KeyboardInterrupt):
         run(raw, source)
     assert list(saved_report(raw)["rejected"]) == [str(source / "b.nii.gz")]

@@ -92,7 +92,7 @@ def test_adamw_trains_both_groups_and_resumes(transferred: Path):
 def test_a_training_without_gpu_says_how_to_use_the_cpu(transferred: Path, monkeypatch, wanted):
     """nnU-Net's default is a GPU; without one it would end with a traceback."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="finds no GPU. To train on the CPU, add: -device cpu"):
+    with pytest.raises(SystemExit, match="finds no GPU. To use the CPU, add: -device cpu"):
         get_trainer_from_args(*wanted, device=torch.device("cuda")).initialize()
 
 
