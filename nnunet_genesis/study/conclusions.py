@@ -143,8 +143,9 @@ def cautions(results: Results, comparisons: Sequence[Comparison], speeds: Sequen
     for one in speeds:
         if one.arm == next(iter(study.arms)) and one.count == study.labels[-1] and one.gain > STILL_LEARNING:
             said.append(
-                f"{one.arm} has not converged with {counted(one.count, 'label')}: in its last tenth of steps its score on patches "
-                f"still rose by {one.gain:.3f}. What is compared may be a head start that longer training makes up for."
+                f"{one.arm} has not converged with {counted(one.count, 'label')}: in its last tenth of steps its score "
+                f"on patches still rose by {one.gain:.3f}. What is compared may be a head start that longer training "
+                "makes up for."
             )
     if left_out := max((one.left_out for one in comparisons if one.in_family), default=0):
         said.append(

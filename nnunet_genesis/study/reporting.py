@@ -94,8 +94,8 @@ def _beginning(results: Results, concluded: Sequence[Conclusion], careful: Seque
     study, hours = results.study, float(np.nansum(results.seconds)) / 3600
     runs = f"{int(results.finished.sum())} of {len(study.runs())} runs finished"
     said = (
-        f"{study.configuration} of {study.plans}: {counted(len(study.arms), 'arm')} ({', '.join(study.arms)}), trained with "
-        f"{', '.join(map(str, study.labels))} labeled cases, {counted(len(study.seeds), 'seed')}, compared on "
+        f"{study.configuration} of {study.plans}: {counted(len(study.arms), 'arm')} ({', '.join(study.arms)}), trained "
+        f"with {', '.join(map(str, study.labels))} labeled cases, {counted(len(study.seeds), 'seed')}, compared on "
         f"{counted(len(study.test), 'test case')}; {runs}, {hours:.2g} hours of computing."
     )
     found = [
@@ -129,7 +129,8 @@ def _pictures(results: Results, folder: Path) -> list[str]:
         except GenesisError as error:
             gone.setdefault(reason(error, 300), []).append(f"{worst.case} ({worst.why})")
             continue
-        caption = f"{worst.case}, {counted(worst.count, 'labeled case')}, seed {worst.seed}: {worst.why}. Dotted: the reference."
+        where = f"{worst.case}, {counted(worst.count, 'labeled case')}, seed {worst.seed}"
+        caption = f"{where}: {worst.why}. Dotted: the reference."
         described = f"{found.channel} image of {worst.case} with reference and predictions of {', '.join(worst.arms)}"
         drawn.append(picture(draw_case(found), "png", described, caption))
     shown = "Each is shown as the seed predicted it that is worst there, in the slice with most errors."
