@@ -79,11 +79,11 @@ BASELINES: dict[str, Callable[[Volume, Any], Volume]] = {
 def networks(
     paths: list[Path], passes: list[int], device: str
 ) -> Iterator[tuple[str, Callable[[Volume, Any], Volume]]]:
-    """Maps of checkpoints, by the names of their files, as they are and with hiding."""
+    """Maps of checkpoints, by the names of their files, seen whole and in parts."""
     for path in paths:
         for hide in passes:
             restorer = Restorer(path, device, hide)
-            name = f"{path.stem}, {f'hidden in {hide} passes' if hide else 'seen whole'}"
+            name = f"{path.stem}, {f'in {hide} parts' if hide else 'seen whole'}"
 
             def difference(image: Volume, spacing: Any, restorer: Restorer = restorer) -> Volume:
                 return restorer.restore(image[None], spacing).difference
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="+", type=Path)
     parser.add_argument("-i", nargs="+", type=Path, required=True, help="scans of one channel")
     parser.add_argument("-n", type=int, default=40, help="number of scans (%(default)s)")
-    parser.add_argument("--hide", nargs="+", type=int, default=[0, 2, 4, 8], help="passes (%(default)s)")
+    parser.add_argument("--hide", nargs="+", type=int, default=[0, 2, 4, 8], help="parts, 0: seen whole (%(default)s)")
     parser.add_argument(
         "--smooth", type=float, default=1.0, help="every map is blurred too, by that sigma (%(default)s)"
     )

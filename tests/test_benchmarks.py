@@ -15,7 +15,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from nnunetv2.run.run_training import get_trainer_from_args
+from scipy.ndimage import binary_dilation
 
 from nnunet_genesis.corruption import RECIPES
 from nnunet_genesis.resources import plans_folder
@@ -167,3 +171,40 @@ def test_fine_tuning(ready_once: Path, nnunet: Path, tmp_path: Path):
     assert scratch == default  # 0.01 is the default, and a seed is the same training in every process
     assert scratch != fast
     assert f"| `{arms[2]}` | {fast['0']:.3f} | " in printed
+
+
+def test_anomalies(ready_once: Path, nnunet: Path, tmp_path: Path):
+    shutil.copytree(ready_once, nnunet, dirs_exist_ok=True)
+    trainer = get_trainer_from_args("501", "3d_fullres", "all", "nnUNetTrainerGenesisPretrain", "nnUNetGenesisPlans",
+                                    device=torch.device("cpu"))  # fmt: skip
+    trainer.initialize()
+    trainer.save_checkpoint(str(tmp_path / "fresh.pth"))
+    scans = nnunet / "nnUNet_raw/Dataset004_Target/imagesTr"
+    results, printed = run(
+        "anomalies.py", tmp_path / "results.json", tmp_path / "fresh.pth", "-i", scans, "-n", 2, "--hide", 0, 4,
+        "--device", "cpu",
+    )  # fmt: skip
+    assert {"fresh, seen whole", "fresh, in 4 parts, smoothed", "absolute z-score"} < set(results["auroc"])
+    for kinds in results["auroc"].values():
+        assert set(kinds) == {"bright", "dark", "swapped"}
+        assert all(len(values) == 2 and all(0 <= value <= 1 for value in values) for values in kinds.values())
+    assert "| absolute z-score | " in printed
+
+
+def test_area_under_the_curve_is_the_share_of_pairs_in_order(monkeypatch: pytest.MonkeyPatch):
+    anomalies = benchmark_module("anomalies", monkeypatch)
+    rng = np.random.default_rng(0)
+    scores, truth = rng.integers(0, 9, 60).astype(float), rng.random(60) < 0.3
+    pairs = scores[truth][:, None] - scores[~truth]
+    assert anomalies.auroc(scores, truth) == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean())
+
+
+@pytest.mark.parametrize("kind", ["bright", "dark", "swapped"])
+def test_an_anomaly_is_planted_where_it_is_said_to_be(kind: str, monkeypatch: pytest.MonkeyPatch):
+    image = (100 + 10 * np.random.default_rng(0).normal(size=(30, 34, 32))).astype(np.float32)
+    planted, where = benchmark_module("anomalies", monkeypatch).plant(image, kind, np.random.default_rng(1))
+    changed = np.abs(planted - image)
+    assert changed[where].mean() > 5 * changed[~where].mean()
+    sign = {"bright": 1, "dark": -1, "swapped": 0}[kind]
+    assert (planted - image)[where].mean() == pytest.approx(sign * image.std(), abs=0.3 * image.std())
+    assert not changed[binary_dilation(where, iterations=4) == 0].any()

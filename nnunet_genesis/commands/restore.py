@@ -24,7 +24,7 @@ def add_restore(commands: Any) -> None:
                         "the formats and with the names that import takes")  # fmt: skip
     parser.add_argument("-o", required=True, type=Path, metavar="OUT", help="folder to write to")
     parser.add_argument("--hide", type=int, default=0, metavar="N", help="show the network one N-th of the image at a "
-                        "time and take what it restores in the rest; 4 for the recipe masking (0: show all)")  # fmt: skip
+                        "time, take what it restores in the rest; masking recipe: 4 (0: show all)")  # fmt: skip
     parser.add_argument("--device", choices=("cuda", "cpu", "mps"), default="cuda", help="(%(default)s)")
 
 
