@@ -280,7 +280,11 @@ def same(told: str, value: Any) -> bool:
 
 def test_the_tables_of_settings_hold_the_defaults():
     for flag, (value,) in told_in_table("`plan`"):
-        assert flag == "--recipe" or (flag, value) == ("--exclude", "none") or same(value, default(flag, PretrainingSettings())), flag
+        assert (
+            flag == "--recipe"
+            or (flag, value) == ("--exclude", "none")
+            or same(value, default(flag, PretrainingSettings()))
+        ), flag
     for flag, (value,) in told_in_table("`transfer`"):
         if flag in ("--warmup", "--resize-widths"):
             assert value in ("a twentieth of the epochs, at most 50", "off")
