@@ -42,7 +42,7 @@ MAY_USE: dict[str, set[str]] = {
     "study": GROUND | {"checkpoints", "files", "finetuning", "folds", "leaks", "networks", "nnunet_dataset", "parallel", "plans_checks",
                        "preflight", "settings", "settings_base", "transfer"},
     "restoring": GROUND | {"checkpoints", "files", "importing", "networks", "nnunet_dataset", "plans_checks", "preflight",
-                           "preprocessing", "settings"},
+                           "preprocessing", "pretraining", "settings"},
     "encoders": GROUND | {"architecture_checks", "checkpoints", "networks", "transfer"},
     "export": GROUND | {"checkpoints", "files", "nnunet_dataset", "plans_checks", "resources"},
 }  # fmt: skip

@@ -75,8 +75,8 @@ class Masking(Corruption):
             raise SettingsError(f'"cell_size" has {len(edges)} numbers, but patches have {axes} axes. Give one number.')
         return edges
 
-    def sample(self, shape: Sequence[int], rng: np.random.Generator) -> MaskingParams:
-        """Cells of a regular grid, at least one, each equally likely.
+    def edges(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Edges of a cell in patches of a shape, in voxels.
 
         Raises:
             SettingsError: `cell_size` is 0, or of another number of axes.
@@ -85,6 +85,15 @@ class Masking(Corruption):
         edges = tuple(min(edge, math.ceil(voxels / 2)) for edge, voxels in zip(given, shape, strict=True))
         if 0 in edges:
             raise SettingsError('"cell_size" is 0, which stands for the stride of a network. Give the edge in voxels.')
+        return edges
+
+    def sample(self, shape: Sequence[int], rng: np.random.Generator) -> MaskingParams:
+        """Cells of a regular grid, at least one, each equally likely.
+
+        Raises:
+            SettingsError: As `edges`.
+        """
+        edges = self.edges(shape)
         cells = math.prod(_grid(shape, edges))
         low, high = self.ratio
         share = rng.uniform(low, high) if low < high else low  # plans with one number keep their random numbers

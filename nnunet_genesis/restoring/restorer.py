@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from nnunet_genesis.nnunet_dataset import channel_names, refuse_cascade
 from nnunet_genesis.plans_checks import check_description
 from nnunet_genesis.preflight import refuse_missing_gpu
 from nnunet_genesis.preprocessing import refuse_growth
+from nnunet_genesis.pretraining.patches import fitted
 from nnunet_genesis.restoring.hiding import shown_in_turn
 from nnunet_genesis.settings import PretrainingSettings
 
@@ -77,7 +77,9 @@ class Restorer:
         self.configuration = self.plans.get_configuration(configuration)
         self.network = self._network(content, checkpoint).eval().to(self.device)
         self.hide = hide
-        self.cell_size = PretrainingSettings.of_plans(plans).recipe.masking.cell_size if hide else 0
+        recipe = PretrainingSettings.of_plans(plans).recipe
+        patch = self.configuration.patch_size
+        self.cell = fitted(recipe, plans, configuration).masking.edges(patch) if hide else ()
 
     def _network(self, content: dict[str, Any], path: Path) -> nn.Module:
         count = len(self.channels)
@@ -162,8 +164,7 @@ class Restorer:
         """Restored minus given intensities of a normalised image (C, *spatial)."""
         if not self.hide:
             return self._window(image)
-        patch = self.configuration.patch_size
-        edges = [1] * (3 - len(patch)) + [min(self.cell_size, math.ceil(edge / 2)) for edge in patch]
+        edges = (1,) * (3 - len(self.cell)) + self.cell
         change, passes = torch.zeros_like(image), 0
         # the same cells for every image of that shape
         for shown in shown_in_turn(image.shape[1:], edges, self.hide, np.random.default_rng(0)):
@@ -171,7 +172,8 @@ class Restorer:
             change += (self._window(seen) + seen - image).masked_fill_(shown, 0.0)
             passes += 1
         if passes < 2:
-            raise DatasetError(f"is too small to hide a part of it: cells have {self.cell_size} voxels")
+            size = " x ".join(map(str, self.cell))
+            raise DatasetError(f"is too small to hide a part of it: cells have {size} voxels")
         change /= passes - 1  # every voxel was shown once
         return change
 

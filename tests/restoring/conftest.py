@@ -38,7 +38,7 @@ def make_checkpoint(nnunet: Path) -> Callable[..., Path]:
         block["normalization_schemes"] = block["normalization_schemes"][:1] * len(channels)
         block["use_mask_for_norm"] = block["use_mask_for_norm"][:1] * len(channels)
         for key, value in plan.items():
-            (plans if key in plans else block)[key] = value
+            (plans if key in plans or key == "genesis" else block)[key] = value
         with torch.random.fork_rng():
             torch.manual_seed(0)
             manager = configuration_of(plans, configuration)

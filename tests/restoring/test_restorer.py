@@ -148,7 +148,7 @@ def test_every_pass_shows_another_part_and_counts_where_it_hides(make_checkpoint
     seen: list[torch.Tensor] = []
     image = scan((20, 20, 40)) + 1000
     recording = Recording(make_checkpoint(patch_size=[16, 16, 16]), hide=3)
-    assert recording.cell_size == 16
+    assert recording.cell == (8, 8, 8)
     change = recording._changed(torch.from_numpy(image))
     shown = torch.stack([one[0] != 0 for one in seen])
     assert (shown.sum(0) == 1).all()
@@ -157,6 +157,19 @@ def test_every_pass_shows_another_part_and_counts_where_it_hides(make_checkpoint
         np.testing.assert_array_equal(one[0][part], image[0][part])
         others = sum({1, 2, 3} - {number}) / 2
         np.testing.assert_allclose((change + image)[0][part], others, rtol=1e-3)
+
+
+@BOTH
+@pytest.mark.parametrize("cell_size", [0, 3, "per axis"])
+def test_cells_are_those_of_the_recipe(make_checkpoint, configuration, cell_size):
+    """With 0, the total stride of the network: 4 along each axis for the template."""
+    axes = 2 if configuration == "2d" else 3
+    given = list(range(2, 2 + axes)) if cell_size == "per axis" else cell_size
+    masking = {"probability": 1.0, "cell_size": given}
+    block = {"pretraining": {"recipe": {"masking": masking}}}
+    restorer = Restorer(make_checkpoint(configuration, genesis=block), hide=2)
+    assert restorer.cell == (tuple(given) if cell_size == "per axis" else (given or 4,) * axes)
+    restorer.restore(scan(), (1, 1, 1))
 
 
 def test_an_image_of_one_cell_cannot_be_hidden(make_checkpoint):
