@@ -18,13 +18,14 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from measuring import add_device
 
 from nnunet_genesis.files import read_json, write_json
 from nnunet_genesis.resources import trainers_folder
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 CASES = HERE / "results" / "label-curve" / "cases.json"
 SETTINGS = HERE / "results" / "label-curve" / "settings.json"
 TARGET, UNLABELED = "Dataset004_Hippocampus", "Dataset501_Unlabeled"
@@ -33,23 +34,25 @@ TRAINER = "nnUNetTrainerGenesisPretrain"
 
 def command(*words: object) -> None:
     """Run a command of the environment that this script runs in; end with it where it fails."""
-    print("$", *words, flush=True)
+    print("$", *block["study"], flush=True)
     done = subprocess.run([str(Path(sys.executable).parent / str(words[0])), *map(str, words[1:])])
     if done.returncode:
         sys.exit(done.returncode)
 
 
-def set_folders(folder: Path) -> None:
-    """nnU-Net's folders, all in FOLDER; one thread for each process."""
+def enter(folder: Path) -> None:
+    """Work in FOLDER, with nnU-Net's folders in it and one thread for each process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        os.environ[name] = str(folder / name)
+        Path(name).mkdir(exist_ok=True)
+        os.environ[name] = str(Path(name).resolve())
     os.environ |= {"nnUNet_extTrainer": str(trainers_folder()), "OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "0"}
 
 
-def write_raw(data: Path, folder: Path, cases: list[str]) -> None:
+def write_raw(data: Path, cases: list[str]) -> None:
     """The cases in nnU-Net's raw layout, as links to the task's files."""
-    raw = folder / "nnUNet_raw" / TARGET
+    raw = Path("nnUNet_raw") / TARGET
     for part, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
         (raw / part).mkdir(parents=True, exist_ok=True)
         for case in cases:
@@ -61,29 +64,39 @@ def write_raw(data: Path, folder: Path, cases: list[str]) -> None:
     write_json(facts, raw / "dataset.json")
 
 
-def plan_target(folder: Path, settings: dict[str, dict[str, object]]) -> None:
+def plan_target(changes: dict[str, dict[str, object]]) -> None:
     """Plans for two cores: the shipped template `tiny`, with the patches and batches of the settings."""
     plans = read_json(HERE.parent / "plans" / "tiny.json", "The template", "Run from a clone.")
-    for configuration, block in settings.items():
+    for configuration, block in changes.items():
         plans["configurations"][configuration].update(block)
-    write_json(plans, folder / "template.json")
-    command("nnunet_genesis", "plan", "-d", 4, "--template", folder / "template.json", "-p", "nnUNetPlans")
-    command("nnUNetv2_preprocess", "-d", 4, "-plans_name", "nnUNetPlans", "-c", *settings, "-np", *[2] * len(settings))
+    write_json(plans, Path("template.json"))
+    command("nnunet_genesis", "plan", "-d", 4, "--template", "template.json", "-p", "nnUNetPlans")
+    command("nnUNetv2_preprocess", "-d", 4, "-plans_name", "nnUNetPlans", "-c", *changes, "-np", *[2] * len(changes))
 
 
-def import_unlabeled(data: Path, folder: Path, cases: list[str]) -> None:
+def import_unlabeled(data: Path, cases: list[str]) -> None:
     """The scans to pre-train on, without their labels."""
-    scans = folder / "scans"
+    scans = Path("scans")
     scans.mkdir(exist_ok=True)
     for case in cases:
         shutil.copy(data / "imagesTr" / f"{case}.nii.gz", scans)
     command("nnunet_genesis", "import", "-d", 501, "-n", "Unlabeled", "--channels", "MRI", scans, "-np", 2)
 
 
-def checkpoint_of(folder: Path, arm: str, configuration: str) -> Path:
+def checkpoint_of(arm: str, configuration: str) -> Path:
     """Where the pre-training of an arm ends."""
-    results = folder / "nnUNet_results" / UNLABELED / f"{TRAINER}__Genesis_{arm}__{configuration}"
+    results = Path("nnUNet_results") / UNLABELED / f"{TRAINER}__Genesis_{arm}__{configuration}"
     return results / "fold_all" / "checkpoint_final.pth"
+
+
+def pretrain_all(arms: dict[str, list[str]], configuration: str, device: str, jobs: int) -> None:
+    """Plan, preprocess and pre-train the arms that have not been pre-trained."""
+    waiting = [arm for arm in arms if not checkpoint_of(arm, configuration).exists()]
+    for arm in waiting:
+        command("nnunet_genesis", "plan", "-d", 501, "--like", 4, "-p", f"Genesis_{arm}", *arms[arm])
+        command("nnunet_genesis", "preprocess", "-d", 501, "-c", configuration, "-p", f"Genesis_{arm}", "-np", 2)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        list(pool.map(pretrain, [(arm, configuration, device) for arm in waiting]))
 
 
 def pretrain(work: tuple[str, str, str]) -> None:
@@ -101,53 +114,42 @@ def pretrain(work: tuple[str, str, str]) -> None:
     trainer.run_training()
 
 
+def plan_study(study: Path, block: dict[str, Any], cases: dict[str, Any], configuration: str, device: str) -> None:
+    """Plan the study of a block of the settings: arms, name → "scratch" or a pre-training, and further words."""
+    for name in ("unlabeled", "test"):
+        Path(f"{name}.txt").write_text("\n".join(cases[name]) + "\n")
+    starts = [
+        word
+        for name, start in block["arms"].items()
+        for word in ("--arm", f"{name}={start if start == 'scratch' else checkpoint_of(start, configuration)}")
+    ]
+    command(
+        "nnunet_genesis", "study", "plan", study, "-d", 4, "-c", configuration, *starts, "--pool", "unlabeled.txt",
+        "--test", "test.txt", *block["study"], "--device", device,
+    )  # fmt: skip
+
+
 def main() -> None:
     """Prepare, pre-train, plan the study, run it, report it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to work in")
     parser.add_argument("--data", type=Path, required=True, metavar="TASK", help="the Decathlon's Task04_Hippocampus")
-    parser.add_argument("-c", default="2d", choices=("2d", "3d_fullres"), metavar="CONFIGURATION")
+    parser.add_argument("-c", default="2d", choices=("2d",), metavar="CONFIGURATION", help="(%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="trainings at a time (%(default)s)")
-    parser.add_argument("--only-pretrain", action="store_true", help="stop before the study")
     add_device(parser, "cpu")
     chosen = parser.parse_args()
-    folder, settings = chosen.folder.resolve(), json.loads(SETTINGS.read_text())
-    cases, own = json.loads(CASES.read_text()), settings[chosen.c]
-    set_folders(folder)
-    (folder / "nnUNet_results").mkdir(exist_ok=True)
-    if not (folder / "prepared").exists():
+    data, cases, settings = chosen.data.resolve(), json.loads(CASES.read_text()), json.loads(SETTINGS.read_text())
+    own, study = settings[chosen.c], Path(f"study_{chosen.c}")
+    enter(chosen.folder)
+    if not Path("prepared").exists():
         development = cases["development"]
-        write_raw(
-            chosen.data,
-            folder,
-            sorted(cases["unlabeled"] + cases["test"] + development["labeled"] + development["test"]),
-        )
-        plan_target(folder, settings["plans"])
-        import_unlabeled(chosen.data, folder, cases["unlabeled"])
-        (folder / "prepared").touch()
-    waiting = [arm for arm in own["pretraining"] if not checkpoint_of(folder, arm, chosen.c).exists()]
-    for arm in waiting:
-        plans = f"Genesis_{arm}"
-        command("nnunet_genesis", "plan", "-d", 501, "--like", 4, "-p", plans, *own["pretraining"][arm])
-        command("nnunet_genesis", "preprocess", "-d", 501, "-c", chosen.c, "-p", plans, "-np", 2)
-    with ProcessPoolExecutor(chosen.jobs, mp_context=get_context("spawn")) as pool:
-        list(pool.map(pretrain, [(arm, chosen.c, chosen.device) for arm in waiting]))
-    if chosen.only_pretrain:
-        return
-    study = folder / f"study_{chosen.c}"
+        write_raw(data, sorted(cases["unlabeled"] + cases["test"] + development["labeled"] + development["test"]))
+        plan_target(settings["plans"])
+        import_unlabeled(data, cases["unlabeled"])
+        Path("prepared").touch()
+    pretrain_all(own["pretraining"], chosen.c, chosen.device, chosen.jobs)
     if not (study / "study.json").exists():
-        arms = [
-            f"{name}={start if start == 'scratch' else checkpoint_of(folder, start, chosen.c)}"
-            for name, start in own["arms"].items()
-        ]  # fmt: skip
-        lists = {name: folder / f"{name}.txt" for name in ("unlabeled", "test")}
-        for name, file in lists.items():
-            file.write_text("\n".join(cases[name]) + "\n")
-        command(
-            "nnunet_genesis", "study", "plan", study, "-d", 4, "-c", chosen.c,
-            *[word for arm in arms for word in ("--arm", arm)], "--pool", lists["unlabeled"], "--test", lists["test"],
-            *own["study"], "--device", chosen.device,
-        )  # fmt: skip
+        plan_study(study, own, cases, chosen.c, chosen.device)
     command("nnunet_genesis", "study", "run", study, "--jobs", chosen.jobs, "--device", chosen.device)
     command("nnunet_genesis", "study", "report", study)
 
