@@ -34,7 +34,7 @@ TRAINER = "nnUNetTrainerGenesisPretrain"
 
 def command(*words: object) -> None:
     """Run a command of the environment that this script runs in; end with it where it fails."""
-    print("$", *block["study"], flush=True)
+    print("$", *words, flush=True)
     done = subprocess.run([str(Path(sys.executable).parent / str(words[0])), *map(str, words[1:])])
     if done.returncode:
         sys.exit(done.returncode)
@@ -136,9 +136,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="TASK", help="the Decathlon's Task04_Hippocampus")
     parser.add_argument("-c", default="2d", choices=("2d",), metavar="CONFIGURATION", help="(%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="trainings at a time (%(default)s)")
+    parser.add_argument(
+        "--settings", type=Path, default=SETTINGS, metavar="FILE", help="others than those of the results"
+    )
     add_device(parser, "cpu")
     chosen = parser.parse_args()
-    data, cases, settings = chosen.data.resolve(), json.loads(CASES.read_text()), json.loads(SETTINGS.read_text())
+    data, cases, settings = (
+        chosen.data.resolve(),
+        json.loads(CASES.read_text()),
+        json.loads(chosen.settings.read_text()),
+    )
     own, study = settings[chosen.c], Path(f"study_{chosen.c}")
     enter(chosen.folder)
     if not Path("prepared").exists():
