@@ -95,8 +95,9 @@ def time_step(device: torch.device, patch: Sequence[int], features: Sequence[int
 
 def _pair_times(clean: torch.Tensor, batches: Sequence[Sequence[PairParams]]) -> Iterator[float]:
     """Times of pair generation for batches of params, the first of which are only for warming up."""
+    ignored = [None] * len(clean)
     for _ in range(WARM_UP):
-        corrupted_on(clean.device, {"target": clean, "params": batches[-1]})
+        corrupted_on(clean.device, {"target": clean, "params": batches[-1], "ignored": ignored})
     for params in batches:
-        batch = {"target": clean, "params": params}
+        batch = {"target": clean, "params": params, "ignored": ignored}
         yield seconds(lambda batch=batch: corrupted_on(clean.device, batch), clean.device)  # type: ignore[misc]

@@ -111,6 +111,7 @@ def run_case(world: Path, workshop: Path, seed: int, number: int) -> Outcome:
         shutil.rmtree(here / IMPORTED / "imagesTr")
         before = _snapshot(workshop)
     arguments = [str(here / word) if (here / word).exists() else word for word in command]
+    peak_memory()  # what the process needed before is not this case's
     code, said, seconds = _run(arguments, here, canary, workshop / "errors")
     broken = list(_broken(code, said, seconds, LARGEST_DICOM if kind == "scan, DICOM" else LARGEST))
     writable = tuple(str(Path("world", folder)) for folder in MAY_WRITE[command[0]])

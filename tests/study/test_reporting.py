@@ -185,7 +185,7 @@ MARKUP = "<script>alert(1)</script>\"'&\n\x1b[31m\ud800$\\frac{"
 def test_names_in_files_stay_text(tmp_path, capsys):
     write_synthetic(tmp_path, {"scratch": 0.0, "genesis": 0.0}, labels=[MARKUP, "b"], seeds=2)
     content = json.loads((tmp_path / FILE).read_text())
-    content |= {"leaks": {"genesis": [MARKUP], MARKUP: MARKUP}, "versions": {MARKUP: MARKUP},
+    content |= {"leaks": {"genesis": [MARKUP]}, "versions": {MARKUP: MARKUP},
                 "fine_tuning": {MARKUP: MARKUP}, "dataset": "Dataset004_<b>X"}  # fmt: skip
     content["arms"]["genesis"] = {"checkpoint": f"/a/{MARKUP}", "settings": {MARKUP: MARKUP}, MARKUP: MARKUP}
     (tmp_path / FILE).write_text(json.dumps(content))
