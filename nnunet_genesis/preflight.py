@@ -65,7 +65,7 @@ def refuse_missing_labels(dataset: str, description: Mapping[str, Any]) -> None:
 
 
 def refuse_missing_gpu(device: Any) -> None:
-    """Stop what would run on a CUDA device, nnU-Net's default, where PyTorch sees none.
+    """Stop what would run on a CUDA device, nnU-Net's default, or on one of Apple, where PyTorch sees none.
 
     Args:
         device: A `torch.device`.
@@ -75,7 +75,8 @@ def refuse_missing_gpu(device: Any) -> None:
     """
     import torch
 
-    if device.type == "cuda" and not torch.cuda.is_available():
+    there = {"cuda": torch.cuda, "mps": torch.backends.mps}
+    if device.type in there and not there[device.type].is_available():
         raise DatasetError("PyTorch finds no GPU. To use the CPU, add: -device cpu (nnunet_genesis: --device cpu)")
 
 

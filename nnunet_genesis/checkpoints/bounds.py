@@ -94,6 +94,8 @@ def _storage_of(tensor: torch.Tensor) -> dict[int, int]:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         kind = "quantised" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}".replace("torch.", "")
         raise CheckpointError(f"holds tensors of a kind that weights do not have ({kind}).")
+    if tensor.is_neg() or tensor.is_conj():  # numpy does not take them
+        raise CheckpointError("holds tensors of a kind that weights do not have (views with another sign).")
     storage = tensor.untyped_storage()
     if tensor.numel() * tensor.itemsize > storage.nbytes():
         raise CheckpointError(

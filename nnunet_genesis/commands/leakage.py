@@ -46,7 +46,8 @@ def _leaks(chosen: argparse.Namespace) -> int:
         print(f"None of {len(cases)} cases of {dataset} was found among those of the pre-training.")
         return 0
     rows = [("case", "what it is", "in the pre-training", "similarity")]
-    rows += [(hit.case, hit.kind, hit.other, "" if hit.similarity is None else f"{hit.similarity:.3f}") for hit in hits]
+    rows += [(hit.case, hit.kind, printable(hit.other, 80), "" if hit.similarity is None else f"{hit.similarity:.3f}")
+             for hit in hits]  # fmt: skip
     widths = [max(len(printable(row[column])) for row in rows) for column in range(4)]
     for row in rows:
         print("  ".join(printable(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -76,6 +76,8 @@ def _transfer(chosen: argparse.Namespace) -> int:
 
     if (chosen.checkpoint is None) == (not chosen.from_scratch):
         raise GenesisError("Name a checkpoint, or --from-scratch for the control arm, and not both.")
+    if chosen.allow_leaks and chosen.fold is None:
+        raise GenesisError("--allow-leaks needs --fold: nothing is looked for without it.")
     default = f"{chosen.p}_{'scratch' if chosen.from_scratch else 'genesis'}"
     new_plans = default if chosen.to is None else chosen.to
     dataset = dataset_name(chosen.d)

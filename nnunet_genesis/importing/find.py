@@ -71,7 +71,7 @@ def find_scans(sources: Sequence[Path], channels: int, skip: Path) -> list[Scan]
     sources = [Path(os.path.abspath(source)) for source in sources]
     missing = [str(source) for source in sources if not source.exists()]
     if missing:
-        raise DatasetError(f"Nothing to import: {', '.join(missing)} does not exist. Check the path.")
+        raise DatasetError(f"No scans: {', '.join(missing)} does not exist. Check the path.")
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     found: dict[str, Scan] = {}
     for scan in _scans_of(sources, channels, skip.resolve()):

@@ -66,12 +66,13 @@ def read_record(block: Any) -> CaseRecord:
     Raises:
         CheckpointError: It is none; the message follows the file's name.
     """
-    if isinstance(block, Mapping) and block.get("format") not in (None, FORMAT):
+    content = block if isinstance(block, Mapping) else {}
+    version, names, arrays = content.get("format"), content.get("names"), []
+    if isinstance(version, int) and version != FORMAT:  # of other types, e.g. tensors, comparing may fail
         raise CheckpointError("records its cases in another format. Read it with the version that wrote it.")
-    names, arrays = (block.get("names"), []) if isinstance(block, Mapping) else (None, [])
-    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+    if isinstance(version, int) and isinstance(names, list) and all(isinstance(name, str) for name in names):
         for key, kind, width in (("digests", torch.uint8, DIGEST), ("signatures", torch.int8, LENGTH)):
-            tensor = block.get(key)
+            tensor = content.get(key)
             if isinstance(tensor, torch.Tensor) and tensor.dtype == kind and tensor.shape == (len(names), width):
                 arrays.append(tensor.contiguous().numpy())
     if len(arrays) < 2:
@@ -128,6 +129,7 @@ def record_of(folder: Path, cases: Sequence[str]) -> CaseRecord:
     store = folder.with_name(f"{folder.name}_cases.npz")
     rows = _stored(store)
     stamps = {case: _stamp(folder, case) for case in cases}
+    rows = {key: found for key, found in rows.items() if stamps.get(key[0], key[1]) == key[1]}
     missing = [case for case in cases if (case, stamps[case]) not in rows]
     try:
         for case, found in zip(missing, _computed(folder, missing), strict=True):

@@ -44,7 +44,7 @@ class Hit:
     def __str__(self) -> str:
         """In words."""
         how = "" if self.similarity is None or self.kind == IDENTICAL else f", similarity {self.similarity:.2f}"
-        return printable(f"{self.case} ({self.kind}{how}; {self.other} in the pre-training)")
+        return printable(f"{self.case} ({self.kind}{how}; {printable(self.other, 80)} in the pre-training)")
 
 
 @dataclass(frozen=True)

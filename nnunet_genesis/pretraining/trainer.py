@@ -138,7 +138,8 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
 
     def _admitted(self, cases: Iterable[str]) -> list[str]:
         """Cases that the settings do not exclude."""
-        return [str(case) for case in cases if case not in self.settings.exclude]
+        excluded = set(self.settings.exclude)
+        return [str(case) for case in cases if case not in excluded]
 
     def _held_out(self, cases: list[str]) -> tuple[list[str], list[str]]:
         with one_line():
@@ -232,6 +233,10 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         if isinstance(filename_or_checkpoint, str):
             with one_line():
                 self.resumed_from = [record_in(Path(filename_or_checkpoint))]
+            if self.resumed_from == [None]:
+                self.print_to_log_file(
+                    "WARNING: that checkpoint does not say which cases it saw; nor will this training's"
+                )
         for state in self.optimizer.state.values():
             state["step"] = state["step"].cpu()
 

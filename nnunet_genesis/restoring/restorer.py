@@ -16,7 +16,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
-from nnunet_genesis.checkpoints.reading import network_weights, read_checkpoint
+from nnunet_genesis.checkpoints.reading import network_weights, read_content
 from nnunet_genesis.errors import CheckpointError, DatasetError, GenesisError, printable, reason
 from nnunet_genesis.networks.build import build_unet
 from nnunet_genesis.nnunet_dataset import channel_names, refuse_cascade
@@ -68,7 +68,7 @@ class Restorer:
         """
         if hide != 0 and not 2 <= hide <= 64:
             raise GenesisError(f"An image can be shown in 2 to 64 parts, or as a whole with 0, not in {hide}.")
-        content = read_checkpoint(checkpoint)
+        content = read_content(checkpoint)
         plans, configuration, description = _plans_of(content, checkpoint)
         self.channels = channel_names(description)
         self.device = torch.device(device)

@@ -95,10 +95,10 @@ def _known(wanted: Sequence[str], cases: Sequence[str], flag: str) -> list[str]:
 
 
 def read_cases(words: Sequence[str]) -> list[str]:
-    """Names of cases, as given, or of a text file with one in each line.
+    """Names of cases, each once, as given, or of a text file with one in each line.
 
     Raises:
-        StudyError: The file cannot be read as text.
+        StudyError: The file cannot be read as text, or holds no name, which would stand for all cases or for none.
     """
     names: list[str] = []
     for word in words:
@@ -107,7 +107,10 @@ def read_cases(words: Sequence[str]) -> list[str]:
             names.append(word)
             continue
         try:
-            names += path.read_text(encoding="utf-8").split()
+            inside = path.read_text(encoding="utf-8").split()
         except (OSError, UnicodeDecodeError):
             raise StudyError(f"{path} cannot be read as text. Write one name of a case in each line.") from None
-    return names
+        if not inside:
+            raise StudyError(f"{path} is empty. Write one name of a case in each line.")
+        names += inside
+    return list(dict.fromkeys(names))

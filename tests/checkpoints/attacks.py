@@ -205,6 +205,7 @@ def checkpoints() -> dict[str, bytes]:
         "deep JSON": struct.pack("<Q", 900_005) + b'{"a":' + b"[" * 900_000,
         "many sets": zipped({"a": 1}, lambda _: as_dictionary(b"(" + b"\x8f" * 100_000 + b"t")),
         "a sparse tensor": saved({stem: torch.sparse_coo_tensor(size=(10**6, 10**6))}),
+        "a tensor of another sign": saved({stem: torch._neg_view(one.clone())}),
         "a meta tensor": saved({stem: torch.ones(10**6, 10**6, device="meta")}),
     }  # fmt: skip
 

@@ -65,6 +65,7 @@ REFUSED = {
     "a deep key.pth": "it repeats or nests its values beyond reason",
     "lists filled later.pth": "repeats or nests its values beyond reason",
     "a sparse tensor.pth": "it holds tensors of a kind that weights do not have",
+    "a tensor of another sign.pth": "holds tensors of a kind that weights do not have",
     "a meta tensor.pth": "it holds tensors of a kind that weights do not have",
     "nested encodings.model": "it encodes texts as no pickle does",
     "repeated encodings.model": "it repeats or nests its values beyond reason",

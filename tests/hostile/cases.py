@@ -17,7 +17,7 @@ from pathlib import Path
 from nnunet_genesis import cli
 from nnunet_genesis.resources import trainers_folder
 from tests.hostile.mutations import BYTES, TRAP, changed_json, changed_pickle, changed_tensors
-from tests.hostile.originals import CHECKPOINTS, IMPORTED, MODEL, RAW, SCAN_FILES, SCANS, SLICE, TARGET
+from tests.hostile.originals import CHECKPOINTS, IMPORTED, MODEL, RAW, RESTORED, SCAN_FILES, SCANS, SLICE, TARGET
 
 LONGEST = 10.0
 """Seconds of processor time for a file below 1 MB."""
@@ -36,10 +36,15 @@ EXPORT = ("export", MODEL)
 IMPORT = ("import", "-d", "600", "-n", "Imported", "--channels", "T1", "-np", "1")
 LIKE = ("plan", "-d", "501", "--like", "4")
 TEMPLATE = ("plan", "-d", "501", "--template", "template.json")
+RESTORE = ("restore", "files/genesis.pth", "-o", RESTORED, "--device", "cpu", "-i")
+LEAKS = ("leaks", "files/genesis.pth", "-d", "501", "-p", "nnUNetGenesisPlans", "-c", "2d")
 
 KINDS: list[tuple[str, str, list[tuple[str, ...]]]] = [
     *((kind, file, [("inspect", file.removesuffix(".pkl")), ("transfer", file.removesuffix(".pkl"), *TRANSFER[2:])])
       for kind, file in CHECKPOINTS.items()),
+    ("checkpoint to restore with", CHECKPOINTS["pre-training"], [(*RESTORE, SCAN_FILES[".mha"])]),
+    ("checkpoint with a record", CHECKPOINTS["pre-training"], [LEAKS]),
+    ("splits_final.json", f"{SCANS}/splits_final.json", [(*LEAKS, "--fold", "0")]),
     ("checkpoint of a model", f"{MODEL}/fold_0/checkpoint_final.pth", [EXPORT]),
     ("plans of a model", f"{MODEL}/plans.json", [EXPORT]),
     ("dataset.json of a model", f"{MODEL}/dataset.json", [EXPORT]),
@@ -53,14 +58,14 @@ KINDS: list[tuple[str, str, list[tuple[str, ...]]]] = [
     ("transfer_report.json", f"{TARGET}/transfer_report.json", [TRANSFER]),
     ("plans of an earlier transfer", f"{TARGET}/Earlier.json", [(*TRANSFER, "--to", "Earlier")]),
     ("record of preprocessing", f"{SCANS}/nnUNetGenesisPlans_2d_preprocessing.json", [(*PREPROCESS, "2d")]),
-    *((f"scan {kind}", file, [(*IMPORT, file)]) for kind, file in SCAN_FILES.items()),
+    *((f"scan {kind}", file, [(*IMPORT, file), (*RESTORE, file)]) for kind, file in SCAN_FILES.items()),
     ("scan, DICOM", SLICE, [(*IMPORT, str(Path(SLICE).parent))]),
     ("scan, raw dataset", f"{RAW}/imagesTr/case0_0000.nii.gz", [(*PREPROCESS, "3d_fullres"), TEMPLATE]),
 ]  # fmt: skip
 """What is mutated, its file in the world of `originals`, and the commands that read it."""
 
-MAY_WRITE = {"inspect": (), "transfer": (TARGET,), "plan": (SCANS,), "preprocess": (SCANS,), "import": (IMPORTED,),
-             "export": (str(Path(MODEL).parent),)}  # fmt: skip
+MAY_WRITE = {"inspect": (), "leaks": (), "transfer": (TARGET,), "plan": (SCANS,), "preprocess": (SCANS,), "import": (IMPORTED,),
+             "export": (str(Path(MODEL).parent),), "restore": (RESTORED,)}  # fmt: skip
 """Folders of the world in which a command may make and change files."""
 
 

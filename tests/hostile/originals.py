@@ -17,10 +17,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from safetensors.torch import save_file
 
 from nnunet_genesis.export import OURS
-from nnunet_genesis.networks.build import target_network
+from nnunet_genesis.leaks.case_record import KEY, CaseRecord
+from nnunet_genesis.leaks.signature import digest, pooled, signature
+from nnunet_genesis.networks.build import build_unet, target_network
+from nnunet_genesis.nnunet_dataset import channel_names
 from tests.checkpoints.replicas import generic_unet, original_unet3d
 from tests.conftest import blob, run_genesis, use_folders, write_dataset
 
@@ -31,6 +35,7 @@ IMPORTED = "nnUNet_raw/Dataset600_Imported"
 MODEL = f"nnUNet_results/Dataset004_Target/{OURS}__nnUNetPlans_scratch__3d_fullres"
 CHECKPOINTS = {
     "nnU-Net v2": "files/v2.pth",
+    "pre-training": "files/genesis.pth",
     "nnU-Net v1": "files/v1.model",
     "nnU-Net v1, file of plans": "files/v1.model.pkl",
     "nnssl": "files/nnssl.pth",
@@ -39,12 +44,14 @@ CHECKPOINTS = {
     "safetensors": "files/weights.safetensors",
 }
 SCAN_FILES = {kind: f"scans{kind}/scan{kind}" for kind in (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")}
+RESTORED = "restored"
 SLICE = "scans.dcm/slice01.dcm"
 
 
 def make_world(base: Path) -> Path:
     """Write the world into the new folder `base`; a second of work, nothing is trained."""
     base.mkdir()
+    (base / RESTORED).mkdir()
     silence = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     with pytest.MonkeyPatch.context() as patch, silence[0], silence[1]:
         use_folders(base, patch)
@@ -60,6 +67,7 @@ def make_world(base: Path) -> Path:
         _write_scans(base)
         run_genesis("transfer", base / CHECKPOINTS["nnU-Net v2"], "-d", 4, "-c", "3d_fullres", "--to", "Earlier")
         run_genesis("preprocess", "-d", 501, "-c", "2d", "-np", 1)
+        (base / SCANS / "splits_final.json").write_text(json.dumps([{"train": [], "val": ["case0"]}]))
         run_genesis("import", "-d", 600, "-n", "Imported", "--channels", "T1", "-np", 1, base / SCAN_FILES[".nrrd"])
         run_genesis("transfer", "--from-scratch", "-d", 4, "-c", "3d_fullres", "--epochs", 1)
         _write_model(base)
@@ -97,6 +105,7 @@ def _write_checkpoints(base: Path) -> None:
     content = _checkpoint(base, "nnUNetPlans", "nnUNetTrainer")
     torch.save(content, base / CHECKPOINTS["nnU-Net v2"])
     weights = content["network_weights"]
+    torch.save(_pretrained(content), base / CHECKPOINTS["pre-training"])
     torch.save(weights, base / CHECKPOINTS["state dict .pth"])
     save_file({name: tensor.clone() for name, tensor in weights.items()}, base / CHECKPOINTS["safetensors"])
     v1 = {"epoch": 6, "state_dict": OrderedDict(generic_unet([2, 4, 4], [[2, 2, 2]] * 2)), "optimizer_state_dict": {}}
@@ -109,6 +118,20 @@ def _write_checkpoints(base: Path) -> None:
     original = {"epoch": 6, "state_dict": original_unet3d(4), "optimizer_state_dict": {"state": {}}}
     torch.save(original, base / CHECKPOINTS["Models Genesis"], _use_new_zipfile_serialization=False)
     torch.save(_nnssl(weights, content), base / CHECKPOINTS["nnssl"])
+
+
+def _pretrained(content: dict[str, Any]) -> dict[str, Any]:
+    """As nnUNetTrainerGenesisPretrain writes it: one output, and a record of a case that is in no dataset here."""
+    plans, description = content["init_args"]["plans"], content["init_args"]["dataset_json"]
+    network = build_unet(PlansManager(plans), PlansManager(plans).get_configuration("3d_fullres"), 1, 1, False)
+    volume = blob(99, (8, 8, 8))[0][0]
+    record = CaseRecord(
+        ("elsewhere",), np.frombuffer(digest(volume), np.uint8)[None].copy(), signature(pooled(volume))[None]
+    )
+    facts = {"channel_names": channel_names(description), "spacing": [1.0, 1.0, 1.0], KEY: record.block()}
+    return content | {
+        "network_weights": network.state_dict(), "trainer_name": "nnUNetTrainerGenesisPretrain", "genesis": facts
+    }  # fmt: skip
 
 
 def _nnssl(weights: dict[str, torch.Tensor], content: dict[str, Any]) -> dict[str, Any]:

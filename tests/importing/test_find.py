@@ -222,7 +222,7 @@ def test_case_names_are_unique_whatever_their_letters_and_recorded_ones_stay():
 
 
 def test_nothing_there(source):
-    with pytest.raises(DatasetError, match=r"Nothing to import: \S+one, \S+two does not exist"):
+    with pytest.raises(DatasetError, match=r"No scans: \S+one, \S+two does not exist"):
         find_scans([source / "one", source, source / "two"], 1, source / "raw")
     with pytest.raises(DatasetError, match=r"No scans found in \S+scans, subfolders included"):
         find_scans([source], 1, source / "raw")

@@ -37,7 +37,8 @@ def test_checkpoints_that_do_not_say(tmp_path, content):
     3, [], {"format": 1}, block(names=["c0"]), block(names="c0"), block(names=[0, 1]),
     block(digests=torch.zeros(2, DIGEST)), block(digests=torch.zeros(2, 3, dtype=torch.uint8)),
     block(signatures=[[0] * LENGTH] * 2), block(signatures=torch.zeros(1, LENGTH, dtype=torch.int8)),
-    block(signatures=torch.zeros(2, LENGTH, dtype=torch.float32)),
+    block(signatures=torch.zeros(2, LENGTH, dtype=torch.float32)), block(format=torch.ones(2)), block(format=None),
+    block(format=[1]),
 ])  # fmt: skip
 def test_damaged_records_are_not_taken_for_empty_ones(tmp_path, damaged):
     with pytest.raises(CheckpointError, match="damaged record"):

@@ -107,6 +107,12 @@ def test_a_case_is_found_under_another_name_in_another_format_and_spacing(place,
     assert run_genesis("leaks", checkpoint, "-d", 4, "--cases", "new0", "renamed") == 1
     assert run_genesis("leaks", checkpoint, "-d", 4, "--cases", "strange") == 1
     assert "strange is no preprocessed case" in capsys.readouterr().err
+    (place / "cases.txt").write_text("new0\nnew0\n")
+    assert run_genesis("leaks", checkpoint, "-d", 4, "--cases", "new0", place / "cases.txt") == 0
+    assert "None of 1 cases" in capsys.readouterr().out
+    (place / "cases.txt").write_text("\n")
+    assert run_genesis("leaks", checkpoint, "-d", 4, "--cases", place / "cases.txt") == 1
+    assert "cases.txt is empty" in capsys.readouterr().err
 
 
 def test_a_checkpoint_without_a_record_is_not_called_clean(silent, capsys):
@@ -161,6 +167,8 @@ def test_transfer_looks_at_the_fold_that_is_to_be_trained(place, checkpoint, sil
             return json.loads((folder / "transfer_report.json").read_text())["nnUNetPlans_genesis_3d_fullres.pth"]
 
         assert len(report(checkpoint, "--fold", 0, "--allow-leaks")["leaks"]) == 2
+        assert run_genesis("transfer", checkpoint, *command, "--allow-leaks") == 1
+        assert "--allow-leaks needs --fold" in capsys.readouterr().err
         assert report(checkpoint, "--fold", 1)["leaks"] == []
         assert "cannot be excluded" in report(silent, "--fold", 1)["leaks"][0]
         assert "leaks" not in report(checkpoint)
@@ -191,6 +199,8 @@ def test_a_resumed_training_keeps_what_was_seen_before(place, checkpoint, silent
         run_stock(monkeypatch, "nnUNetv2_train", *PRETRAIN, "--c")
         record = record_in(final)
         assert (record and sorted(record.names)) == names
+        logs = sorted(folder.glob("training_log*.txt"), key=lambda log: log.stat().st_mtime)
+        assert ("does not say which cases it saw" in logs[-1].read_text()) == (names is None)
         final.unlink()
 
 
@@ -208,5 +218,7 @@ def test_records_are_computed_once(place, checkpoint, monkeypatch):
     monkeypatch.setenv("nnUNet_preprocessed", str(place / "nnUNet_preprocessed"))
     changed = record_of(folder, ["a_scan", "c_scan"])
     np.testing.assert_array_equal(changed.digests[0], changed.digests[1])
+    with np.load(store) as kept:
+        assert sorted(kept["names"]) == ["a_scan", "b_scan", "c_scan", "d_scan"]  # nothing of what was there before
     store.write_bytes(store.read_bytes()[:100])
     np.testing.assert_array_equal(record_of(folder, ["b_scan"]).digests[0], fresh.digests[1])

@@ -228,8 +228,9 @@ def test_images_that_cannot_be_prepared_are_refused(make_checkpoint):
         restorer.restore(image, (1, 1, 1))
 
 
-def test_a_missing_gpu_is_named(make_checkpoint):
-    if torch.cuda.is_available():
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_missing_gpu_is_named(make_checkpoint, device):
+    if getattr(torch, device).is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(DatasetError, match="finds no GPU. .* --device cpu"):
-        Restorer(make_checkpoint(), device="cuda")
+        Restorer(make_checkpoint(), device=device)
