@@ -79,6 +79,12 @@ def test_other_types_units_and_slow_changes(saved):
     assert kinds(other=saved(scan(4))) == {"other": (RESAMPLED, "scan4")}
 
 
+def test_where_the_threshold_lies():
+    """Another scan shines through the more, the less it is the same image: correlations of 0.89 and 0.81."""
+    assert kinds(mixed=scan(3) + 0.5 * scan(100)) == {"mixed": (RESAMPLED, "scan3")}
+    assert kinds(mixed=scan(3) + 0.7 * scan(100)) == {}
+
+
 def test_any_channel_makes_a_hit():
     (hit,) = search(PRETRAINED, [("other", [scan(50), scan(1) + 1])])
     assert (hit.case, hit.kind, hit.other) == ("other", RESAMPLED, "scan1")
