@@ -17,8 +17,8 @@ METRICS = {"Dice": "Dice", "NSD": "NSD", "HD95": "HD95 (mm)"}
 """Name in the files → in words. The first is the one that conclusions are drawn from."""
 MAIN = "Dice"
 LOWER_IS_BETTER = ("HD95",)
-LARGEST = 1e300
-"""Of any number: JSON may hold whole numbers that no float does."""
+LARGEST = 1e100
+"""Of any number: JSON may hold whole numbers that no float does, and some whose squares none does."""
 MOST_SCORES = 50_000_000
 """Of a metric, or points of a curve: half a gigabyte of memory each."""
 ADVICE = "Delete it and run the study again."
@@ -127,9 +127,8 @@ def _take(results: Results, run: Run, content: dict[str, Any]) -> None:
     if not np.array_equal(_numbers(curve.get("steps"), "steps", 1, math.inf), results.steps):
         raise _OddError("has other steps than the other runs")
     for name in results.curves:
-        results.curves[name][place] = _numbers(
-            curve.get(name), name, *((0, 1) if name == "dice" else (-math.inf, math.inf)), len(results.steps)
-        )
+        least, most = (0.0, 1.0) if name == "dice" else (-math.inf, math.inf)
+        results.curves[name][place] = _numbers(curve.get(name), name, least, most, len(results.steps))
     results.finished[place] = True
     for package, version in _block(content, "versions").items():
         results.versions.setdefault(printable(package, 40), set()).add(printable(version, 40))

@@ -159,6 +159,22 @@ def test_equivalence_needs_whole_curves(tmp_path):
     assert equivalences(read_results(study, tmp_path)) == []
 
 
+def test_equivalence_by_hand(tmp_path):
+    """Dice of scratch is 0.4 and 0.6 in each seed; one draw in 27 is thrice the worst seed: within the outer 2.5 %."""
+    study = write_synthetic(tmp_path, {"scratch": 0.0, "genesis": 0.0}, seeds=4, cases=1)
+    dice = {("scratch", 4): [0.4] * 4, ("scratch", 16): [0.6] * 4, ("genesis", 4): [0.42, 0.46, 0.54, 0.9],
+            ("genesis", 16): [0.6] * 4}  # fmt: skip
+    for run in study.runs():
+        value = dice[run.arm, run.labels][run.seed]
+        change(tmp_path, run.name, lambda content, value=value: [
+            label.update(Dice=value) for case in content["cases"].values() for label in case.values()])  # fmt: skip
+    (tmp_path / "results" / "genesis_n4_s3.json").unlink()
+    found, other = equivalences(read_results(study, tmp_path))
+    parts = (0.22 / 3 / 0.2, 0.02 / 0.2, 0.14 / 0.2)
+    assert (found.labels, found.low, found.high) == pytest.approx([4 * 4**part for part in parts])
+    assert (found.seeds, other.seeds) == (3, 4)
+
+
 def test_speed(tmp_path):
     """Curves are score * (1 - exp(-steps/33)), of 200 steps; smoothed over 20 of them."""
     study = write_synthetic(tmp_path, {"scratch": 0.0, "faster": 0.1, "worse": -0.2}, seeds=10)
@@ -208,6 +224,7 @@ def test_speeds_without_scores_are_not_known(tmp_path):
         (lambda c: c["cases"]["case01"]["anterior"].update(HD95=float("nan")), "says that HD95 is nan"),
         (lambda c: c["cases"]["case01"]["anterior"].update(HD95=float("inf")), "says that HD95 is inf"),
         (lambda c: c["cases"]["case01"]["anterior"].update(HD95=10**400), "says that HD95 is 1000"),
+        (lambda c: c["cases"]["case01"]["anterior"].update(HD95=1e300), "says that HD95 is 1e"),
         (lambda c: c["cases"]["case01"]["anterior"].pop("NSD"), "says that NSD is "),
         (lambda c: c.update(run="another"), "holds the run another"),
         (lambda c: c["curve"].update(steps=[1, 2]), "other steps|another length"),
@@ -215,7 +232,6 @@ def test_speeds_without_scores_are_not_known(tmp_path):
         (lambda c: c["curve"].update(loss="x"), 'no list "loss"'),
         (lambda c: c["curve"]["dice"].__setitem__(0, 1.1), "says that dice is 1.1"),
         (lambda c: c["curve"]["dice"].__setitem__(0, -0.1), "says that dice is -0.1"),
-        (lambda c: c["curve"]["steps"].__setitem__(1, 10), "no steps that ascend|other steps"),
         (lambda c: c["cases"]["case01"].update(more=c["cases"]["case01"]["anterior"]), "other labels"),
         (lambda c: c.update(versions=[]), 'no block "versions"'),
     ],
@@ -237,6 +253,13 @@ def test_more_numbers_than_memory_holds_are_refused(tmp_path, monkeypatch):
     read_results(study, tmp_path)
     monkeypatch.setattr("nnunet_genesis.study.results.MOST_SCORES", 5)
     with pytest.raises(StudyError, match="more than 5 of them"):
+        read_results(study, tmp_path)
+
+
+def test_steps_ascend_in_every_run(tmp_path):
+    study = write_synthetic(tmp_path, {"scratch": 0.0}, seeds=1, counts=[4])
+    change(tmp_path, "scratch_n4_s0", lambda content: content["curve"]["steps"].__setitem__(1, 10))
+    with pytest.raises(StudyError, match="no steps that ascend"):
         read_results(study, tmp_path)
 
 

@@ -157,6 +157,14 @@ def test_small_studies(tmp_path, options):
     read_page(tmp_path / "report" / "report.html")
 
 
+def test_arms_need_not_name_settings(tmp_path):
+    write_synthetic(tmp_path, {"scratch": 0.0, "genesis": 0.0}, seeds=2, counts=[4], cases=2)
+    content = json.loads((tmp_path / FILE).read_text())
+    (tmp_path / FILE).write_text(json.dumps(content | {"arms": {"scratch": {}, "genesis": {"settings": {"a": 1}}}}))
+    assert run_genesis("study", "report", tmp_path) == 0
+    assert "own settings: a 1" in (tmp_path / "report" / "report.html").read_text()
+
+
 def test_a_single_arm_is_compared_with_nothing(tmp_path):
     write_synthetic(tmp_path, {"scratch": 0.0}, seeds=2)
     assert run_genesis("study", "report", tmp_path) == 0

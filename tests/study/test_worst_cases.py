@@ -167,3 +167,13 @@ def test_without_nnunets_folders_the_page_says_so(predicted, monkeypatch, tmp_pa
     page = (tmp_path / "report" / "report.html").read_text()
     assert "Not drawn: The environment variable nnUNet_" in page
     assert "<li>case00 (lowest mean of all arms" in page
+
+
+def test_a_case_that_dataset_json_does_not_list_is_told(predicted, tmp_path, monkeypatch):
+    base = shutil.copytree(predicted[1].parent, tmp_path / "base")
+    for name in ("nnUNet_raw", "nnUNet_preprocessed"):
+        monkeypatch.setenv(name, str(base / name))
+    path = base / "nnUNet_raw" / "Dataset004_X" / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset": {"other": {"images": ["a"], "label": "b"}}}))
+    with pytest.raises(GenesisError, match='not in the "dataset" block'):
+        read_case(predicted[0], base / "study", WORST)
