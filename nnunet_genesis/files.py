@@ -14,6 +14,8 @@ from nnunet_genesis.errors import DatasetError, reason
 
 DEEPEST = 50
 """Levels of blocks and lists in a JSON file."""
+LARGEST_JSON = 1 << 27
+"""Bytes of a JSON file: scores of 1,000 cases with 100 labels take a fifth of it."""
 
 
 @contextmanager
@@ -52,10 +54,13 @@ def read_json(path: Path, what: str, advice: str) -> dict[str, Any]:
         advice: What the user should do when it is missing.
 
     Raises:
-        DatasetError: The file is missing, is no valid JSON, names a key twice, or holds no object or a very deep one.
+        DatasetError: The file is missing, very large or no valid JSON, names a key twice, or holds no object or a very
+            deep one.
     """
     if not path.is_file():
         raise DatasetError(f"{what} {path} does not exist. {advice}")
+    if path.stat().st_size > LARGEST_JSON:
+        raise DatasetError(f"{what} {path} has more than {LARGEST_JSON >> 20} MiB. {advice}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_key_once)
     except RecursionError:

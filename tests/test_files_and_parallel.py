@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_genesis.errors import DatasetError, GenesisError, one_line
-from nnunet_genesis.files import read_json, sha256, write_json, written_atomically
+from nnunet_genesis.files import LARGEST_JSON, read_json, sha256, write_json, written_atomically
 from nnunet_genesis.parallel import each_case
 
 
@@ -36,6 +36,13 @@ def test_json_errors_name_the_file_and_the_advice(tmp_path: Path):
         read_json(tmp_path / "a.json", "The plans", "Plan first")
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(DatasetError, match=r"a\.json is not valid JSON .* Plan first"):
+        read_json(tmp_path / "a.json", "The plans", "Plan first")
+
+
+def test_json_larger_than_memory_should_hold_is_refused_unread(tmp_path):
+    with (tmp_path / "a.json").open("wb") as stream:
+        stream.truncate(LARGEST_JSON + 1)
+    with pytest.raises(DatasetError, match="has more than 128 MiB. Plan first"):
         read_json(tmp_path / "a.json", "The plans", "Plan first")
 
 

@@ -130,6 +130,8 @@ def _run(chosen: argparse.Namespace) -> int:
 
     if chosen.submit:
         return _submit(chosen)
+    if chosen.tasks != 1 or chosen.cluster_option:
+        raise StudyError("--tasks and --cluster-option are for --submit. Name a cluster, or leave them out.")
     done = run_study(
         chosen.folder, jobs=chosen.jobs, shard=chosen.shard, device=chosen.device, keep_models=chosen.keep_models
     )

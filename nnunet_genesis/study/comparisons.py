@@ -9,6 +9,7 @@ import numpy as np
 
 from nnunet_genesis.study.results import LOWER_IS_BETTER, MAIN, METRICS, Array, Results
 from nnunet_genesis.study.statistics import (
+    DIGITS,
     LEVEL,
     bootstrap_interval,
     differences,
@@ -43,7 +44,8 @@ class Comparison:
         p_holm: The same, adjusted for all comparisons of the family; NaN outside of the family.
         p_welch: Welch's t over seeds, not paired, as in the papers.
         p_wilcoxon: Wilcoxon's signed ranks over test cases, of means over seeds.
-        case_low, case_high: Bootstrap interval of the mean difference over test cases.
+        case_difference, case_low, case_high: Mean difference over test cases, and its bootstrap interval; not quite
+            `difference` where values are left out.
     """
 
     arm: str
@@ -63,6 +65,7 @@ class Comparison:
     p_holm: float
     p_welch: float
     p_wilcoxon: float
+    case_difference: float
     case_low: float
     case_high: float
 
@@ -107,10 +110,11 @@ def compare(results: Results, arm: str, count: int | None, metric: str, label: s
     low, high = t_interval(change)
     case_low, case_high = bootstrap_interval(change_of_cases, np.random.default_rng(0))
     better = change < 0 if metric in LOWER_IS_BETTER else change > 0
-    means = [float(mean_of_defined(values, 0)) for values in (*runs, change)]
+    means = [float(mean_of_defined(values, 0)) for values in (*runs, change, change_of_cases)]
     return Comparison(
         arm, count, metric, label, len(change), int(better.sum()), len(change_of_cases), left_out, means[0], means[1],
-        means[2], low, high, paired_t(change), math.nan, welch(*runs), wilcoxon(change_of_cases), case_low, case_high,
+        means[2], low, high, paired_t(change), math.nan, welch(*runs), wilcoxon(change_of_cases), means[3], case_low,
+        case_high,
     )  # fmt: skip
 
 
@@ -176,7 +180,8 @@ class Speed:
     Attributes:
         arm: The arm.
         count: Number of labeled cases.
-        share: Share of the steps after which it has the first arm's final score; NaN if it never has.
+        share: Share of the steps after which it has the first arm's final score: a tenth or more; infinite if it never
+            has, NaN if scores are not defined.
         final: Its own final score: mean Dice on patches in the last tenth of the training.
         gain: How much that is above the tenth before: near 0 if the training has converged.
         seeds: Number of runs.
@@ -197,7 +202,7 @@ def speeds(results: Results) -> list[Speed]:
     nothing.
     """
     study, dice = results.study, results.curves["dice"]
-    window = max(1, round(len(results.steps) / 10))
+    window = tenth(len(results.steps))
     found = []
     for n, count in enumerate(study.labels):
         for a, arm in enumerate(study.arms):
@@ -205,11 +210,17 @@ def speeds(results: Results) -> list[Speed]:
             if not seeds.any():
                 continue
             first, own = (_trailing_mean(mean_of_defined(dice[arm_, n, seeds], 0), window) for arm_ in (0, a))
-            reached = np.flatnonzero(np.round(own - first[-1], 9) >= 0)
-            share = results.steps[reached[0]] / results.steps[-1] if len(reached) else math.nan
+            reached = np.flatnonzero(np.round(own - first[-1], DIGITS) >= 0)
+            never = math.nan if np.isnan(own[-1] - first[-1]) else math.inf
+            share = results.steps[reached[0]] / results.steps[-1] if len(reached) else never
             before = own[-1 - window] if len(own) > window else math.nan
             found.append(Speed(arm, count, float(share), float(own[-1]), float(own[-1] - before), int(seeds.sum())))
     return found
+
+
+def tenth(epochs: int) -> int:
+    """Epochs in a tenth of a training, at least one."""
+    return max(1, round(epochs / 10))
 
 
 def _trailing_mean(curve: Array, window: int) -> Array:

@@ -95,10 +95,11 @@ def _in_words(one: Comparison, first: str) -> str:
 
 def _over_cases(one: Comparison) -> str:
     """The other question: these networks, other cases."""
+    where = f"{counted(one.cases, 'test case')}, {count_in_words(one)}"
     return (
-        f"Would these very networks differ on other cases? Over {one.cases} test cases, {count_in_words(one)}: "
-        f"{signed(one.difference)} (bootstrap {INTERVAL} {signed(one.case_low)} to {signed(one.case_high)}; Wilcoxon "
-        f"{p_in_words(one.p_wilcoxon)}, not corrected)."
+        f"Would these very networks differ on other cases? Over {where}: {signed(one.case_difference)} (bootstrap "
+        f"{INTERVAL} {signed(one.case_low)} to {signed(one.case_high)}; Wilcoxon {p_in_words(one.p_wilcoxon)}, not "
+        "corrected)."
     )
 
 
@@ -115,9 +116,11 @@ def _speed(first: str, found: Sequence[Speed], arm: str) -> list[str]:
     own = {one.arm: one for one in found}
     if arm not in own:
         return []
+    gain = own[first].gain
+    flat = f" In its last tenth {first} changed by {signed(gain)}: its curve is flat." * (abs(gain) <= STILL_LEARNING)
     return [
         f"Speed, with {counted(own[arm].count, 'label')}: {first}'s final score on patches is reached "
-        f"{share_in_words(own[arm].share)}; by {first} itself {share_in_words(own[first].share)}."
+        f"{share_in_words(own[arm].share)}; by {first} itself {share_in_words(own[first].share)}.{flat}"
     ]
 
 
@@ -125,8 +128,7 @@ def cautions(results: Results, comparisons: Sequence[Comparison], speeds: Sequen
     """What takes force from the conclusions: leaks, missing runs, few seeds, short trainings, undefined values."""
     study, said = results.study, []
     for arm, hits in study.leaks.items():
-        words = ", ".join(printable(hit, 200) for hit in (hits if isinstance(hits, list) else [hits]))
-        if words:
+        if words := ", ".join(printable(hit, 200) for hit in hits):
             said.append(
                 f"Leak: {printable(arm, 60)} has seen test cases in pre-training, or may have: {words}. Its scores are "
                 "not those of new cases."
@@ -141,18 +143,25 @@ def cautions(results: Results, comparisons: Sequence[Comparison], speeds: Sequen
     if len(study.arms) > 1 and len(study.seeds) < FEW_SEEDS:
         said.append(f"{counted(len(study.seeds), 'seed')}: only large differences can be shown.")
     for one in speeds:
-        if one.arm == next(iter(study.arms)) and one.count == study.labels[-1] and one.gain > STILL_LEARNING:
-            said.append(
-                f"{one.arm} has not converged with {counted(one.count, 'label')}: in its last tenth of steps its score "
-                f"on patches still rose by {one.gain:.3f}. What is compared may be a head start that longer training "
-                "makes up for."
-            )
+        if one.arm == next(iter(study.arms)) and one.count == study.labels[-1] and not one.gain <= STILL_LEARNING:
+            said.append(_not_converged(one))
     if left_out := max((one.left_out for one in comparisons if one.in_family), default=0):
         said.append(
-            "Values that are not defined in one of two arms are left out of both: up to "
-            f"{counted(left_out, 'value')} of Dice in a comparison (comparisons.csv counts them)."
+            "Values that are not defined in one arm are left out of both: up to "
+            f"{counted(left_out, 'value')} of Dice in a comparison (comparisons.csv counts them). Where a case lacks a "
+            "label and one arm finds none, what the other arm wrongly finds does not count against it."
         )
     return said
+
+
+def _not_converged(one: Speed) -> str:
+    labels = counted(one.count, "label")
+    if math.isnan(one.gain):
+        return f"Whether {one.arm} has converged with {labels} is not known: too few epochs have a score on patches."
+    return (
+        f"{one.arm} has not converged with {labels}: in its last tenth of steps its score on patches still rose by "
+        f"{one.gain:.3f}. What is compared may be a head start that longer training makes up for."
+    )
 
 
 def definitions(results: Results, comparisons: Sequence[Comparison]) -> list[str]:
@@ -168,7 +177,8 @@ def definitions(results: Results, comparisons: Sequence[Comparison]) -> list[str
         "All other tests are shown without correction, and nothing is concluded from them.",
         "The paired t test over seeds asks: would training again, with other labeled cases of the same pool, again be "
         "better, on these test cases? Where a label count is near the size of the pool, seeds share labeled cases and "
-        "differ less than new cases would.",
+        "differ less than new cases would. An arm is one checkpoint, the same in every seed: that pre-training again "
+        "would give one as good is not tested.",
         "Wilcoxon's test over cases (of the mean over seeds) asks: would these networks be better on other cases, too? "
         "With many cases it tells any two networks apart, also two of the same arm: nothing follows for the arm.",
         "Welch's t test over seeds, which the papers of this field report, ignores that runs are paired.",
@@ -176,9 +186,11 @@ def definitions(results: Results, comparisons: Sequence[Comparison]) -> list[str
         "difference. Those over seeds are Student's, those over cases bootstrap intervals (BCa).",
         f"Label equivalence: with how many labels {next(iter(study.arms))} has the mean score of another arm, on its "
         "own label curve, made monotone (isotonic regression) and drawn straight over log(labels). The interval is a "
-        "percentile bootstrap over seeds, rough where seeds are few.",
+        "percentile bootstrap over seeds, too narrow where seeds are few.",
         "Speed: scores on patches of the test cases along the training, mean of the seeds, each the mean over the "
-        "tenth of the training before it. Converged is an arm whose last tenth is hardly above the one before.",
+        "tenth of the training before it, so that none is reached before a tenth of the steps. An arm whose last tenth "
+        f"is more than {STILL_LEARNING} above the one before has not converged. The converse is weaker: where the "
+        "learning rate falls to 0, every curve ends flat, and only a longer training shows what more steps are worth.",
     ]
 
 
@@ -201,7 +213,9 @@ def interval_of_labels(one: Equivalence) -> str:
 
 def share_in_words(share: float) -> str:
     """After which part of the steps."""
-    return "not at all" if math.isnan(share) else f"after {100 * share:.0f} % of the steps"
+    if math.isnan(share):
+        return "at a step not known"
+    return "not at all" if math.isinf(share) else f"after {100 * share:.0f} % of the steps"
 
 
 def p_in_words(p: float) -> str:

@@ -19,6 +19,8 @@ FILE = "study.json"
 FORMAT = 1
 NAME_OF_ARM = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,38}[A-Za-z0-9])?")
 MOST_RUNS = 100_000
+LARGEST = 1_000_000
+"""Of batches, and of mm."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +149,11 @@ def _check(study: Study) -> None:
         raise StudyError(f"These are more than {MOST_RUNS:,} runs. Take fewer arms, label counts or seeds.")
     _check_cases(study)
     numbers = (study.validation_iterations, study.tolerance_mm)
-    if not all(isinstance(value, int | float) and value > 0 for value in numbers) or type(study.mirroring) is not bool:
-        raise StudyError("The number of validation batches and the tolerance must be above 0, mirroring true or false.")
+    if not all(type(n) in (int, float) and 0 < n <= LARGEST for n in numbers) or type(study.mirroring) is not bool:
+        raise StudyError(
+            f"The number of validation batches and the tolerance must be above 0, at most {LARGEST:,}; mirroring "
+            "true or false."
+        )
     for name in ("fine_tuning", "leaks", "versions"):
         if not isinstance(getattr(study, name), Mapping):
             raise StudyError(f'"{name}" must be a block in braces.')

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from nnunet_genesis.files import written_atomically
-from nnunet_genesis.study.comparisons import Comparison, run_means
+from nnunet_genesis.study.comparisons import Comparison, run_means, tenth
 from nnunet_genesis.study.conclusions import counted
 from nnunet_genesis.study.results import MAIN, Results
 from nnunet_genesis.study.statistics import mean_of_defined, t_interval
@@ -62,7 +62,7 @@ def label_curves(results: Results, comparisons: Sequence[Comparison], path: Path
             places = np.array([one.count for one in own]) * _beside(a - 1, len(study.arms) - 1)
             middle = np.array([one.difference for one in own])
             ends = np.array([[one.low, one.high] for one in own])
-            reach = np.nan_to_num(np.abs(ends - middle[:, None])).T
+            reach = np.abs(ends - middle[:, None]).T
             axes[1].errorbar(places, middle, reach, fmt="o", color=look_of(a)["color"], capsize=3, markersize=4.5)
         axes[1].set_ylabel(f"paired difference to {next(iter(study.arms))}")
     for ax in axes:
@@ -92,7 +92,7 @@ def convergence(results: Results, path: Path) -> None:
             curve = mean_of_defined(dice[a, n], 0)
             ax.plot(results.steps, curve, linewidth=1.2, label=arm, **look_of(a))
             if a == 0:
-                final = curve[-max(1, round(len(curve) / 10)) :].mean()
+                final = curve[-tenth(len(curve)) :].mean()
                 ax.axhline(final, color=COLOURS[0], linewidth=0.8, linestyle="--")
         ax.set_title(counted(count, "labeled case"), fontsize=10)
         ax.grid(alpha=0.25)

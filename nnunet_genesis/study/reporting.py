@@ -174,7 +174,8 @@ def _arm_in_words(arm: dict[str, Any]) -> str:
     said = [f"checkpoint {printable(Path(checkpoint).name, 100)}" if isinstance(checkpoint, str) else "random weights"]
     others = {name: value for name, value in arm.items() if name not in ("checkpoint", "settings") and value}
     said += [_in_words(others)] * bool(others)
-    said += [f"own settings: {_in_words(arm['settings'])}"] * bool(arm.get("settings"))
+    if settings := arm.get("settings"):
+        said.append(f"own settings: {_in_words(settings)}")
     return "; ".join(said)
 
 

@@ -17,8 +17,10 @@ METRICS = {"Dice": "Dice", "NSD": "NSD", "HD95": "HD95 (mm)"}
 """Name in the files → in words. The first is the one that conclusions are drawn from."""
 MAIN = "Dice"
 LOWER_IS_BETTER = ("HD95",)
-LARGEST = 1e300
-"""Of any number: JSON may hold whole numbers that no float does."""
+LARGEST = 1e100
+"""Of any number: JSON may hold whole numbers that no float does, and some whose squares none does."""
+MOST_SCORES = 50_000_000
+"""Of a metric, or points of a curve: half a gigabyte of memory each."""
 ADVICE = "Delete it and run the study again."
 Array = np.ndarray[Any, Any]
 
@@ -50,6 +52,11 @@ class Results:
     missing: list[str] = field(default_factory=list)
     devices: dict[str, int] = field(default_factory=dict)
     versions: dict[str, set[str]] = field(default_factory=dict)
+
+    def place(self, run: Run) -> tuple[int, int, int]:
+        """Where a run is in the arrays."""
+        study = self.study
+        return list(study.arms).index(run.arm), study.labels.index(run.labels), study.seeds.index(run.seed)
 
 
 def read_results(study: Study, folder: Path) -> Results:
@@ -86,10 +93,12 @@ class _OddError(ValueError):
 def _empty(study: Study, first: dict[str, Any]) -> Results:
     """Room for all runs, with the labels and steps of the first one."""
     case = _block(_block(first, "cases"), study.test[0])
-    steps = _numbers(_block(first, "curve").get("steps"), "steps", 1)
+    steps = _numbers(_block(first, "curve").get("steps"), "steps", 1, math.inf)
     if not case or not len(steps) or (np.diff(steps) <= 0).any():
         raise _OddError("has no labels, or no steps that ascend")
     runs = (len(study.arms), len(study.labels), len(study.seeds))
+    if math.prod(runs) * max(len(study.test) * len(case), len(steps)) > MOST_SCORES:
+        raise _OddError(f"has so many labels or steps that the study has more than {MOST_SCORES:,} of them in all")
     return Results(
         study, list(case), {metric: np.full((*runs, len(study.test), len(case)), np.nan) for metric in METRICS},
         steps, {name: np.full((*runs, len(steps)), np.nan) for name in ("dice", "loss")}, np.zeros(runs, bool),
@@ -99,7 +108,7 @@ def _empty(study: Study, first: dict[str, Any]) -> Results:
 
 def _take(results: Results, run: Run, content: dict[str, Any]) -> None:
     """Put the content of a results file into its places."""
-    study, place = results.study, _place(results.study, run)
+    study, place = results.study, results.place(run)
     if content.get("run") != run.name:
         raise _OddError(f"holds the run {printable(content.get('run'), 60)}")
     cases = _block(content, "cases")
@@ -115,12 +124,11 @@ def _take(results: Results, run: Run, content: dict[str, Any]) -> None:
                 most = math.inf if metric in LOWER_IS_BETTER else 1
                 results.scores[metric][place][c, n] = _number(values.get(metric, ""), metric, 0, most)
     curve = _block(content, "curve")
-    if not np.array_equal(_numbers(curve.get("steps"), "steps", 1), results.steps):
+    if not np.array_equal(_numbers(curve.get("steps"), "steps", 1, math.inf), results.steps):
         raise _OddError("has other steps than the other runs")
     for name in results.curves:
-        results.curves[name][place] = _numbers(
-            curve.get(name), name, 0 if name == "dice" else -math.inf, len(results.steps)
-        )
+        least, most = (0.0, 1.0) if name == "dice" else (-math.inf, math.inf)
+        results.curves[name][place] = _numbers(curve.get(name), name, least, most, len(results.steps))
     results.finished[place] = True
     for package, version in _block(content, "versions").items():
         results.versions.setdefault(printable(package, 40), set()).add(printable(version, 40))
@@ -132,15 +140,11 @@ def _take_time(results: Results, run: Run, path: Path) -> None:
         return
     content = read_json(path, "The time", "Delete it.")
     try:
-        results.seconds[_place(results.study, run)] = _number(content.get("seconds", ""), "seconds", 0, math.inf)
+        results.seconds[results.place(run)] = _number(content.get("seconds", ""), "seconds", 0, math.inf)
     except _OddError as error:
         raise StudyError(f"{path} {error}. Delete it.") from None
     device = printable(content.get("device"), 60)
     results.devices[device] = results.devices.get(device, 0) + 1
-
-
-def _place(study: Study, run: Run) -> tuple[int, int, int]:
-    return list(study.arms).index(run.arm), study.labels.index(run.labels), study.seeds.index(run.seed)
 
 
 def _block(content: dict[str, Any], name: str) -> dict[str, Any]:
@@ -158,7 +162,7 @@ def _number(value: Any, name: str, least: float, most: float) -> float:
     return float(value)
 
 
-def _numbers(values: Any, name: str, least: float, count: int | None = None) -> Array:
+def _numbers(values: Any, name: str, least: float, most: float, count: int | None = None) -> Array:
     if not isinstance(values, list) or (count is not None and len(values) != count):
         raise _OddError(f'has no list "{name}", or one of another length than the steps')
-    return np.array([_number(value, name, least, math.inf) for value in values])
+    return np.array([_number(value, name, least, most) for value in values])

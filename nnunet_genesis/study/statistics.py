@@ -120,7 +120,8 @@ def labels_needed(counts: Sequence[int], scores: Array, wanted: float) -> float:
     """
     if math.isnan(wanted) or np.isnan(scores).any():
         return math.nan
-    curve = optimize.isotonic_regression(scores).x
+    curve = np.round(optimize.isotonic_regression(scores).x, DIGITS)
+    wanted = round(wanted, DIGITS)
     if wanted < curve[0]:
         return 0.0
     if wanted > curve[-1]:

@@ -29,6 +29,8 @@ from nnunet_genesis.study.statistics import mean_of_defined, spread_of_defined
 
 MOST_CASES = 300
 """Rows of a table of cases on the page; cases.csv has all of them."""
+FORMULAS = ("=", "+", "-", "@")
+"""What begins so, spreadsheets compute: such a name gets a quotation mark in front, which they take for text."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,10 @@ def comparisons_table(comparisons: Sequence[Comparison], first: str) -> Table:
 
 def further_tests(comparisons: Sequence[Comparison], first: str) -> Table:
     """Other tests of the same differences: over cases, and not paired."""
-    head = ["arm", "labeled cases", "difference", "interval over cases", "p (Wilcoxon, cases)", "p (Welch, seeds)",
-            "cases", "left out"]  # fmt: skip
+    head = ["arm", "labeled cases", "difference over cases", "interval over cases", "p (Wilcoxon, cases)",
+            "p (Welch, seeds)", "cases", "left out"]  # fmt: skip
     rows = [
-        [one.arm, _count(one), signed(one.difference), _interval(one.case_low, one.case_high), _p(one.p_wilcoxon),
+        [one.arm, _count(one), signed(one.case_difference), _interval(one.case_low, one.case_high), _p(one.p_wilcoxon),
          _p(one.p_welch), str(one.cases), str(one.left_out)]
         for one in comparisons if one.in_family
     ]  # fmt: skip
@@ -165,12 +167,9 @@ def write_csv(results: Results, comparisons: Sequence[Comparison], folder: Path)
 
 def _finished(results: Results) -> Iterator[tuple[list[Any], tuple[int, int, int]]]:
     """Names and place in the arrays of every finished run."""
-    study = results.study
-    for (s, seed), (n, count), (a, arm) in itertools.product(
-        enumerate(study.seeds), enumerate(study.labels), enumerate(study.arms)
-    ):
-        if results.finished[a, n, s]:
-            yield [f"{arm}_n{count}_s{seed}", arm, count, seed], (a, n, s)
+    for run in results.study.runs():
+        if results.finished[place := results.place(run)]:
+            yield [run.name, run.arm, run.labels, run.seed], place
 
 
 def _rows_of_runs(results: Results) -> Iterator[list[Any]]:
@@ -204,4 +203,5 @@ def _write(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Pa
 def _cell(value: Any) -> str:
     if isinstance(value, float | np.ndarray):
         return "" if math.isnan(value) else f"{float(value):.9g}"
-    return "" if value is None else printable(value)
+    text = "" if value is None else printable(value)
+    return f"'{text}" if text.startswith(FORMULAS) else text

@@ -1,4 +1,4 @@
-"""Results → the cases in which an arm loses most, or all score low, and pictures of image, reference, predictions."""
+"""Results → the cases an arm loses most in, or all are lowest in, and pictures of image, reference, predictions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -22,6 +21,7 @@ from nnunet_genesis.nnunet_dataset import (
     read_plans,
 )
 from nnunet_genesis.study.design import Run, Study
+from nnunet_genesis.study.drawing import PLAIN_STYLE
 from nnunet_genesis.study.results import MAIN, Array, Results
 from nnunet_genesis.study.statistics import mean_of_defined
 
@@ -34,7 +34,6 @@ MARGIN = 12
 WIDTH = 2.6
 """Of a panel, in inches."""
 COLOURS = ("#ffd400", "#ff4fa3", "#35d0ff", "#8dff57", "#ff8a3d", "#b48cff")
-PLAIN_STYLE = style.context("default")
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class WorstCase:
 
 
 def worst_cases(results: Results) -> list[WorstCase]:
-    """The cases in which each arm loses most against the first one, and those that all arms are worst at.
+    """The cases in which each arm loses most against the first one, and those of the lowest mean of all arms.
 
     Scores are mean Dice over labels; what counts is the mean over seeds, what is shown the worst of the seeds.
     """
@@ -67,7 +66,7 @@ def worst_cases(results: Results) -> list[WorstCase]:
     for _, c in _lowest(mean_of_defined(last, (0, 1))[None]):
         seed = int(np.nanargmin(mean_of_defined(last[:, :, c], 0)))
         arms = [arm for arm, finished in zip(study.arms, results.finished[:, -1, seed], strict=True) if finished]
-        why = f"all arms score low: {float(mean_of_defined(last[:, :, c], (0, 1))):.3f} Dice on average"
+        why = f"lowest mean of all arms: {float(mean_of_defined(last[:, :, c], (0, 1))):.3f} Dice"
         found.append(WorstCase(study.test[c], study.labels[-1], study.seeds[seed], arms[:MOST_ARMS], why))
     return found
 
@@ -122,8 +121,9 @@ def read_case(study: Study, folder: Path, worst: WorstCase) -> Segmented:
             raise GenesisError(f"the {what} is gone ({path.parent.name}/{path.name})")
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    reader = PlansManager(read_plans(study.dataset, study.plans)).image_reader_writer_class()
+    plans = read_plans(study.dataset, study.plans)
     try:
+        reader = PlansManager(plans).image_reader_writer_class()
         voxels, facts = reader.read_images((str(image),))
         truth, *found = (np.asarray(reader.read_seg(str(path))[0][0]) for path in (reference, *files.values()))
     except Exception as error:  # of any reader, on any file
@@ -141,7 +141,10 @@ def _image_file(dataset: str, description: dict[str, Any], case: str) -> Path:
     if "dataset" in description:  # nnU-Net's way of naming files that lie elsewhere
         from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-        return Path(get_filenames_of_train_images_and_targets(str(folder), description)[case]["images"][0])
+        try:
+            return Path(get_filenames_of_train_images_and_targets(str(folder), description)[case]["images"][0])
+        except (KeyError, TypeError, IndexError):
+            raise GenesisError('the image is not in the "dataset" block of dataset.json') from None
     return folder / "imagesTr" / f"{case}_0000{description['file_ending']}"
 
 

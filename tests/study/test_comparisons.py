@@ -119,6 +119,7 @@ def test_only_complete_pairs_of_an_unfinished_study_are_compared(tmp_path):
     scores = run_means(results.scores["Dice"])
     expected = scores[1, 0, [0, 2, 3]].mean() - scores[0, 0, [0, 2, 3]].mean()
     assert chosen(found, count=4).difference == pytest.approx(expected, abs=1e-8)
+    assert {one.left_out for one in found} == {0}  # values of a seed that lacks a run are not looked at at all
     for run in study.runs():
         if run.arm == "genesis":
             (tmp_path / "results" / f"{run.name}.json").unlink(missing_ok=True)
@@ -146,6 +147,8 @@ def test_label_equivalence(tmp_path):
     assert found["far", 4].labels == found["far", 4].low == math.inf
     assert found["bad", 16].labels == found["bad", 16].high == 0
     assert [found["twin", n].labels for n in (4, 16)] == pytest.approx([4, 16])
+    assert [(found["twin", n].low, found["twin", n].high) for n in (4, 16)] == [(4, 4), pytest.approx((16, 16))]
+    assert {one.seeds for one in found.values()} == {40}
 
 
 def test_equivalence_needs_whole_curves(tmp_path):
@@ -156,13 +159,30 @@ def test_equivalence_needs_whole_curves(tmp_path):
     assert equivalences(read_results(study, tmp_path)) == []
 
 
+def test_equivalence_by_hand(tmp_path):
+    """Dice of scratch is 0.4 and 0.6 in each seed; one draw in 27 is thrice the worst seed: within the outer 2.5 %."""
+    study = write_synthetic(tmp_path, {"scratch": 0.0, "genesis": 0.0}, seeds=4, cases=1)
+    dice = {("scratch", 4): [0.4] * 4, ("scratch", 16): [0.6] * 4, ("genesis", 4): [0.42, 0.46, 0.54, 0.9],
+            ("genesis", 16): [0.6] * 4}  # fmt: skip
+    for run in study.runs():
+        value = dice[run.arm, run.labels][run.seed]
+        change(tmp_path, run.name, lambda content, value=value: [
+            label.update(Dice=value) for case in content["cases"].values() for label in case.values()])  # fmt: skip
+    (tmp_path / "results" / "genesis_n4_s3.json").unlink()
+    found, other = equivalences(read_results(study, tmp_path))
+    parts = (0.22 / 3 / 0.2, 0.02 / 0.2, 0.14 / 0.2)
+    assert (found.labels, found.low, found.high) == pytest.approx([4 * 4**part for part in parts])
+    assert (found.seeds, other.seeds) == (3, 4)
+
+
 def test_speed(tmp_path):
     """Curves are score * (1 - exp(-steps/33)), of 200 steps; smoothed over 20 of them."""
     study = write_synthetic(tmp_path, {"scratch": 0.0, "faster": 0.1, "worse": -0.2}, seeds=10)
     found = {(s.arm, s.count): s for s in speeds(read_results(study, tmp_path))}
     assert found["scratch", 16].share == 1
     assert 0.2 < found["faster", 16].share < 0.5
-    assert math.isnan(found["worse", 16].share)
+    assert found["worse", 16].share == math.inf
+    assert found["scratch", 16].final == pytest.approx(0.66, abs=0.03)
     assert found["scratch", 16].gain == pytest.approx(0.0015, abs=0.0008)
     assert found["faster", 4].final == pytest.approx(0.68, abs=0.03)
 
@@ -171,7 +191,21 @@ def test_a_curve_that_is_high_for_one_epoch_has_not_arrived(tmp_path):
     study = write_synthetic(tmp_path, {"scratch": 0.0, "genesis": -0.1}, seeds=1, counts=[4])
     change(tmp_path, "genesis_n4_s0", lambda content: content["curve"]["dice"].__setitem__(9, 0.7))
     _, found = speeds(read_results(study, tmp_path))
-    assert math.isnan(found.share)
+    assert found.share == math.inf
+
+
+def test_speeds_are_of_the_seeds_that_both_arms_have_finished(tmp_path):
+    study = write_synthetic(tmp_path, {"scratch": 0.0, "twin": 0.0}, copies=["twin"], counts=[4], seeds=3)
+    (tmp_path / "results" / "scratch_n4_s0.json").unlink()
+    first, twin = speeds(read_results(study, tmp_path))
+    assert (first.seeds, twin.seeds) == (2, 2)
+    assert (first.share, first.final, first.gain) == (twin.share, twin.final, twin.gain)
+
+
+def test_speeds_without_scores_are_not_known(tmp_path):
+    study = write_synthetic(tmp_path, {"scratch": 0.0, "genesis": 0.1}, seeds=1, counts=[4], epochs=3)
+    change(tmp_path, "scratch_n4_s0", lambda content: content["curve"].update(dice=[None] * 3))
+    assert all(math.isnan(one.share) for one in speeds(read_results(study, tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -190,11 +224,15 @@ def test_a_curve_that_is_high_for_one_epoch_has_not_arrived(tmp_path):
         (lambda c: c["cases"]["case01"]["anterior"].update(HD95=float("nan")), "says that HD95 is nan"),
         (lambda c: c["cases"]["case01"]["anterior"].update(HD95=float("inf")), "says that HD95 is inf"),
         (lambda c: c["cases"]["case01"]["anterior"].update(HD95=10**400), "says that HD95 is 1000"),
+        (lambda c: c["cases"]["case01"]["anterior"].update(HD95=1e300), "says that HD95 is 1e"),
         (lambda c: c["cases"]["case01"]["anterior"].pop("NSD"), "says that NSD is "),
         (lambda c: c.update(run="another"), "holds the run another"),
         (lambda c: c["curve"].update(steps=[1, 2]), "other steps|another length"),
         (lambda c: c["curve"].update(dice=c["curve"]["dice"][:3]), 'no list "dice"'),
         (lambda c: c["curve"].update(loss="x"), 'no list "loss"'),
+        (lambda c: c["curve"]["dice"].__setitem__(0, 1.1), "says that dice is 1.1"),
+        (lambda c: c["curve"]["dice"].__setitem__(0, -0.1), "says that dice is -0.1"),
+        (lambda c: c["cases"]["case01"].update(more=c["cases"]["case01"]["anterior"]), "other labels"),
         (lambda c: c.update(versions=[]), 'no block "versions"'),
     ],
 )  # fmt: skip
@@ -207,6 +245,22 @@ def test_odd_result_files_are_named_in_one_line(tmp_path, run, edit, said):
     assert ".json " in str(raised.value)
     assert "\x1b" not in str(raised.value)
     assert "Delete it and run the study again." in str(raised.value)
+
+
+def test_more_numbers_than_memory_holds_are_refused(tmp_path, monkeypatch):
+    study = write_synthetic(tmp_path, {"scratch": 0.0}, seeds=1, counts=[4], cases=3, epochs=5)
+    monkeypatch.setattr("nnunet_genesis.study.results.MOST_SCORES", 6)
+    read_results(study, tmp_path)
+    monkeypatch.setattr("nnunet_genesis.study.results.MOST_SCORES", 5)
+    with pytest.raises(StudyError, match="more than 5 of them"):
+        read_results(study, tmp_path)
+
+
+def test_steps_ascend_in_every_run(tmp_path):
+    study = write_synthetic(tmp_path, {"scratch": 0.0}, seeds=1, counts=[4])
+    change(tmp_path, "scratch_n4_s0", lambda content: content["curve"]["steps"].__setitem__(1, 10))
+    with pytest.raises(StudyError, match="no steps that ascend"):
+        read_results(study, tmp_path)
 
 
 def test_files_that_are_no_json(tmp_path):

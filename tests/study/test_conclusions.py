@@ -117,6 +117,36 @@ def test_a_training_that_was_too_short(tmp_path):
     (said,) = cautions(results, compare_all(results), speeds(results))
     assert "scratch has not converged with 16 labels" in said
     assert "still rose by 0.067" in said
+    (about,) = conclude(study, compare_all(results), equivalences(results), speeds(results))
+    assert "its curve is flat" not in " ".join(about.sentences)
+
+
+def test_only_the_first_arm_with_most_labels_must_have_converged(tmp_path):
+    study = write_synthetic(tmp_path, {"scratch": 0.0, "genesis": 0.0})
+    rising = [*(tmp_path / "results").glob("genesis_n16_*"), *(tmp_path / "results").glob("scratch_n4_*")]
+    for path in rising:
+        content = json.loads(path.read_text())
+        content["curve"]["dice"] = [e / 30 for e in range(20)]
+        path.write_text(json.dumps(content))
+    results = read_results(study, tmp_path)
+    assert cautions(results, compare_all(results), speeds(results)) == []
+    (said,) = conclude(study, compare_all(results), equivalences(results), speeds(results))
+    assert "In its last tenth scratch changed by +0.00" in " ".join(said.sentences)
+
+
+def test_of_one_epoch_nobody_knows_whether_it_has_converged(tmp_path):
+    study = write_synthetic(tmp_path, {"scratch": 0.0, "genesis": 0.0}, epochs=1)
+    results = read_results(study, tmp_path)
+    (said,) = cautions(results, compare_all(results), speeds(results))
+    assert said.startswith("Whether scratch has converged with 16 labels is not known")
+
+
+def test_lower_is_better_for_distances(tmp_path):
+    """No conclusion is drawn from them today, but a verdict on them would be right."""
+    study = write_synthetic(tmp_path, {"scratch": 0.0, "genesis": 0.1}, counts=[4])
+    (one,) = (o for o in compare_all(read_results(study, tmp_path)) if (o.metric, o.label) == ("HD95", None))
+    assert one.difference < 0
+    assert verdict(replace(one, p_holm=0.01)) == BETTER
 
 
 def test_undefined_values_are_told(tmp_path):

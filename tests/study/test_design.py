@@ -80,6 +80,8 @@ def test_what_is_written_is_read(tmp_path):
         ({"arms": {"a": []}}, 'The arm "a" must be a block'),
         ({"dataset": "../x"}, '"dataset" must be a plain name'),
         ({"tolerance_mm": 0}, "tolerance must be above 0"),
+        ({"tolerance_mm": 10**400}, "tolerance must be above 0"),
+        ({"tolerance_mm": float("inf")}, "tolerance must be above 0"),
         ({"mirroring": 1}, "mirroring true or false"),
         ({"labeled": {"0": POOL[:4], "1": ["case0"] * 4}}, "is there twice"),
     ],

@@ -157,6 +157,14 @@ def test_small_studies(tmp_path, options):
     read_page(tmp_path / "report" / "report.html")
 
 
+def test_arms_need_not_name_settings(tmp_path):
+    write_synthetic(tmp_path, {"scratch": 0.0, "genesis": 0.0}, seeds=2, counts=[4], cases=2)
+    content = json.loads((tmp_path / FILE).read_text())
+    (tmp_path / FILE).write_text(json.dumps(content | {"arms": {"scratch": {}, "genesis": {"settings": {"a": 1}}}}))
+    assert run_genesis("study", "report", tmp_path) == 0
+    assert "own settings: a 1" in (tmp_path / "report" / "report.html").read_text()
+
+
 def test_a_single_arm_is_compared_with_nothing(tmp_path):
     write_synthetic(tmp_path, {"scratch": 0.0}, seeds=2)
     assert run_genesis("study", "report", tmp_path) == 0
@@ -183,7 +191,7 @@ MARKUP = "<script>alert(1)</script>\"'&\n\x1b[31m\ud800$\\frac{"
 
 
 def test_names_in_files_stay_text(tmp_path, capsys):
-    write_synthetic(tmp_path, {"scratch": 0.0, "genesis": 0.0}, labels=[MARKUP, "b"], seeds=2)
+    write_synthetic(tmp_path, {"scratch": 0.0, "genesis": 0.0}, labels=[MARKUP, "=1+1"], seeds=2)
     content = json.loads((tmp_path / FILE).read_text())
     content |= {"leaks": {"genesis": [MARKUP]}, "versions": {MARKUP: MARKUP},
                 "fine_tuning": {MARKUP: MARKUP}, "dataset": "Dataset004_<b>X"}  # fmt: skip
@@ -199,6 +207,7 @@ def test_names_in_files_stay_text(tmp_path, capsys):
     assert "<script>alert(1)</script>" in "".join(page.text)
     assert "Leak: genesis has seen test cases" in "".join(page.text)
     assert "\x1b" not in (tmp_path / "report" / "cases.csv").read_text()
+    assert {row["label"] for row in rows(tmp_path / "report" / "cases.csv")} >= {"'=1+1"}  # no formula
 
 
 def test_what_cannot_be_reported(tmp_path, capsys):
@@ -206,8 +215,9 @@ def test_what_cannot_be_reported(tmp_path, capsys):
     assert "Plan it first" in capsys.readouterr().err
     write_synthetic(tmp_path, {"scratch": 0.0}, seeds=1)
     (tmp_path / "file").write_text("")
-    assert run_genesis("study", "report", tmp_path, "-o", tmp_path / "file") == 1
-    assert "Name another folder" in capsys.readouterr().err
+    for output in (tmp_path / "file", tmp_path / "file" / "report"):
+        assert run_genesis("study", "report", tmp_path, "-o", output) == 1
+        assert "Name another folder" in capsys.readouterr().err
     (tmp_path / "results" / "scratch_n4_s0.json").write_text('{"run": 3}')
     assert run_genesis("study", "report", tmp_path) == 1
     assert "scratch_n4_s0.json" in capsys.readouterr().err

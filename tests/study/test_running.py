@@ -224,3 +224,9 @@ def test_a_cluster_that_does_not_take_jobs_is_one_line(finished, capsys, cluster
 def test_tasks_share_the_runs_and_nothing_else_does(finished, capsys, flags):
     assert run_genesis("study", "run", finished, "--submit", "local", *flags) == 1
     assert "--tasks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [("--tasks", 3), ("--cluster-option", "timeout_min=5")])
+def test_what_only_a_cluster_takes_is_refused_without_one(tmp_path, capsys, flags):
+    assert run_genesis("study", "run", tmp_path, *flags) == 1
+    assert "are for --submit" in capsys.readouterr().err

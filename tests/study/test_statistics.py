@@ -125,6 +125,12 @@ def test_labels_needed_where_more_labels_were_worse():
     assert labels_needed(counts, scores, 0.7) == pytest.approx(16 * math.sqrt(2))
 
 
+def test_labels_needed_of_the_same_scores_summed_in_another_order():
+    counts, scores = [4, 16], np.array([0.4, 0.6])
+    assert labels_needed(counts, scores, 0.4 - 1e-15) == 4
+    assert labels_needed(counts, scores, 0.6 + 1e-15) == pytest.approx(16)
+
+
 def test_false_alarms_of_a_family():
     """Two arms without any effect, three label counts and their mean: 5 % of the families have a false alarm, or fewer."""
     rng, repeats = np.random.default_rng(0), 400

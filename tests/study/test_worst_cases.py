@@ -39,7 +39,7 @@ def test_the_worst_cases_are_those_where_most_is_lost(tmp_path):
     assert first.why.startswith("genesis loses most against scratch: -0.4")
     assert len(others) == 3  # nowhere else does genesis lose
     assert (others[0].case, others[0].count, others[0].seed) == ("case07", 16, 4)
-    assert others[0].why == "all arms score low: 0.090 Dice on average"
+    assert others[0].why == "lowest mean of all arms: 0.090 Dice"
 
 
 def test_of_an_unfinished_study_only_finished_runs_are_shown(tmp_path):
@@ -166,4 +166,14 @@ def test_without_nnunets_folders_the_page_says_so(predicted, monkeypatch, tmp_pa
     assert run_genesis("study", "report", predicted[1], "-o", tmp_path / "report") == 0
     page = (tmp_path / "report" / "report.html").read_text()
     assert "Not drawn: The environment variable nnUNet_" in page
-    assert "<li>case00 (all arms score low" in page
+    assert "<li>case00 (lowest mean of all arms" in page
+
+
+def test_a_case_that_dataset_json_does_not_list_is_told(predicted, tmp_path, monkeypatch):
+    base = shutil.copytree(predicted[1].parent, tmp_path / "base")
+    for name in ("nnUNet_raw", "nnUNet_preprocessed"):
+        monkeypatch.setenv(name, str(base / name))
+    path = base / "nnUNet_raw" / "Dataset004_X" / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset": {"other": {"images": ["a"], "label": "b"}}}))
+    with pytest.raises(GenesisError, match='not in the "dataset" block'):
+        read_case(predicted[0], base / "study", WORST)
