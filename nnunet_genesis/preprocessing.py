@@ -64,6 +64,10 @@ class PreprocessingReport:
     already_there: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
+    def outcome(self) -> dict[str, Any]:
+        """All but the folder, for a file in it."""
+        return {"written": self.written, "already_there": self.already_there, "failed": self.failed}
+
 
 def preprocess(
     dataset: str, plans_name: str, configuration: str, *, processes: int = 1, progress: bool = True
@@ -102,8 +106,8 @@ def preprocess(
 
     workshop = base / f"{folder.name}_unfinished"
     shutil.rmtree(workshop, ignore_errors=True)
-    for new in (folder, workshop):
-        new.mkdir(parents=True, exist_ok=True)
+    workshop.mkdir(parents=True)
+    folder.mkdir(exist_ok=True)
     plans_file, dataset_file = str(base / f"{plans_name}.json"), str(base / "dataset.json")
     unfinished = [
         Job(case, tuple(images), plans_file, configuration, dataset_file, str(folder), str(workshop), masks.get(case))
@@ -114,8 +118,7 @@ def preprocess(
     report = PreprocessingReport(folder, already_there=len(cases) - len(unfinished))
     _work(unfinished, report, processes, progress)
     shutil.rmtree(workshop, ignore_errors=True)
-    outcome = {"written": report.written, "already_there": report.already_there, "failed": report.failed}
-    write_json({"made_by": made_by} | outcome, record)
+    write_json({"made_by": made_by} | report.outcome(), record)
     return report
 
 

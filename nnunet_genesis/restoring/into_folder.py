@@ -94,13 +94,18 @@ def restore_scans(
         more = f" And {len(left_out) - 1} more." if len(left_out) > 1 else ""
         raise DatasetError(f"Nothing was restored: {source} {why}. The checkpoint reads {channels_of(restorer)}.{more}")
     rows.sort(key=lambda one: one.mean, reverse=True)
+    _summarise(rows, left_out, checkpoint, hide, folder)
+    return RestoreReport(folder, {one.case: (one.mean, one.peak) for one in rows}, left_out)
+
+
+def _summarise(rows: list[Row], left_out: dict[str, str], checkpoint: Path, hide: int, folder: Path) -> None:
+    """Write the page and the scores of all cases."""
     way = f"seen in {hide} parts, one at a time" if hide else "seen as a whole"
     write_sheet(rows, f"{len(rows)} scans, {way}; checkpoint {checkpoint.name}", folder / SHEET)
     scores = {one.case: {"mean": one.mean, "99th percentile": one.peak, "source": one.source} for one in rows}
     facts = {"unit": "normalised intensities", "checkpoint": checkpoint.name, "sha256": sha256(checkpoint),
              "hide": hide, "versions": versions(), "cases": scores, "left_out": left_out}  # fmt: skip
     write_json(facts, folder / SCORES)
-    return RestoreReport(folder, {one.case: (one.mean, one.peak) for one in rows}, left_out)
 
 
 def channels_of(restorer: Restorer) -> str:

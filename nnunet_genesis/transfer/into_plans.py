@@ -76,8 +76,7 @@ def transfer(
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
-        TransferError: nnU-Net cannot build the target's network, the networks are of different kinds, or too little of
-            the encoder would be taken over.
+        TransferError: The target's network cannot be built, is of another kind, or takes too little of the encoder over.
         DatasetError: Dataset, plans or configuration are missing, the new name cannot be one, or it is of other plans.
         SettingsError: A value of the schedule is out of range.
     """

@@ -57,18 +57,7 @@ def write_synthetic(
         else:
             middle = 0.5 + 0.08 * np.log2(run.labels) / 2 + effects[run.arm] + luck[place] + rng.normal(0, 0.015)
             dice = np.clip(middle + hard + rng.normal(0, 0.01, hard.shape), 0, 1)
-            curve = middle * (1 - np.exp(-np.arange(1, epochs + 1) / (epochs / 6)))
-            content = {
-                "cases": {
-                    case: {
-                        label: {"Dice": float(value), "NSD": float(value**2), "HD95": float(5 - 4 * value)}
-                        for label, value in zip(labels, row, strict=True)
-                    }
-                    for case, row in zip(test, dice, strict=True)
-                },
-                "curve": {"steps": [10 * (e + 1) for e in range(epochs)], "dice": np.clip(curve, 0, 1).tolist(),
-                          "loss": (-curve).tolist()},
-            }  # fmt: skip
+            content = {"cases": _scores(dice, test, labels), "curve": _curve(middle, epochs)}
         if run.arm == next(iter(effects)):
             written[place] = content
         facts = {"run": run.name, "arm": run.arm, "labels": run.labels, "seed": run.seed}
@@ -77,3 +66,19 @@ def write_synthetic(
         )
         (folder / "times" / f"{run.name}.json").write_text(json.dumps({"seconds": 36.0, "device": "cpu"}))
     return study
+
+
+def _scores(dice: np.ndarray, test: Sequence[str], labels: Sequence[str]) -> dict:
+    return {
+        case: {
+            label: {"Dice": float(value), "NSD": float(value**2), "HD95": float(5 - 4 * value)}
+            for label, value in zip(labels, row, strict=True)
+        }
+        for case, row in zip(test, dice, strict=True)
+    }
+
+
+def _curve(final: float, epochs: int) -> dict:
+    curve = final * (1 - np.exp(-np.arange(1, epochs + 1) / (epochs / 6)))
+    steps = [10 * (epoch + 1) for epoch in range(epochs)]
+    return {"steps": steps, "dice": np.clip(curve, 0, 1).tolist(), "loss": (-curve).tolist()}
