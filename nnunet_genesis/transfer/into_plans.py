@@ -76,7 +76,7 @@ def transfer(
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
-        TransferError: The target's network cannot be built, is of another kind, or takes too little of the encoder over.
+        TransferError: The network of the target cannot be built, is of another kind, or takes over too little.
         DatasetError: Dataset, plans or configuration are missing, the new name cannot be one, or it is of other plans.
         SettingsError: A value of the schedule is out of range.
     """
