@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+from nnunet_genesis.parallel import variable
 
 
 class SeededBatches(Dataset[dict[str, Any]]):
@@ -53,14 +54,6 @@ def load(
     )
 
 
-@contextmanager
-def no_loading_processes() -> Iterator[None]:
+def no_loading_processes() -> AbstractContextManager[None]:
     """nnU-Net starts no loading processes of its own in this block."""
-    before = os.environ.get("nnUNet_n_proc_DA")
-    os.environ["nnUNet_n_proc_DA"] = "0"
-    try:
-        yield
-    finally:
-        os.environ.pop("nnUNet_n_proc_DA")
-        if before is not None:
-            os.environ["nnUNet_n_proc_DA"] = before
+    return variable("nnUNet_n_proc_DA", "0")

@@ -37,7 +37,7 @@ MAY_USE: dict[str, set[str]] = {
     "preflight": GROUND | {"nnunet_dataset"},
     "pretraining": GROUND | {"batches", "checkpoints", "corruption", "files", "ignored_regions", "leaks", "networks",
                              "nnunet_dataset", "preflight", "settings"},
-    "batches": set(),
+    "batches": {"parallel"},
     "finetuning": GROUND | {"batches", "checkpoints", "files", "networks", "preflight", "settings"},
     "study": GROUND | {"checkpoints", "files", "finetuning", "folds", "leaks", "networks", "nnunet_dataset", "parallel", "plans_checks",
                        "preflight", "settings", "settings_base", "transfer"},

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_genesis.cli_settings import add_flags, given
-from nnunet_genesis.commands.parsing import add_command, add_processes, left_out
+from nnunet_genesis.commands.parsing import add_command, add_processes, left_out, read_cases
 from nnunet_genesis.errors import GenesisError
 
 
@@ -106,7 +106,6 @@ def _excluded(chosen: argparse.Namespace, dataset: str) -> list[str]:
     """Names of the cases that a pre-training leaves out."""
     from nnunet_genesis.nnunet_dataset import dataset_name
     from nnunet_genesis.planning import of_fold
-    from nnunet_genesis.study.outline import read_cases
 
     names = read_cases(getattr(chosen, "exclude", []))
     if chosen.fold is not None:

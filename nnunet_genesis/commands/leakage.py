@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_genesis.commands.parsing import add_command
+from nnunet_genesis.commands.parsing import add_command, read_cases
 from nnunet_genesis.errors import DatasetError, LeakError, printable
 
 if TYPE_CHECKING:
@@ -85,7 +85,6 @@ def _compared(chosen: argparse.Namespace, dataset: str, names: list[str] | None)
     from nnunet_genesis.leaks.search import leaks
     from nnunet_genesis.nnunet_dataset import check_configuration, read_plans
     from nnunet_genesis.preflight import volumes_folder
-    from nnunet_genesis.study.outline import read_cases
 
     plans = read_plans(dataset, chosen.p)
     check_configuration(plans, chosen.c)

@@ -1,10 +1,14 @@
-"""What commands share: a parser with an example, numbers of processes, shares, what was left out."""
+"""What commands share: a parser with an example, numbers of processes, shares, names of cases, what was left out."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from nnunet_genesis.errors import GenesisError
 
 LEFT_OUT = 2
 """Exit code when the work was done but for some cases."""
@@ -44,3 +48,25 @@ def left_out(reasons: dict[str, str], advice: str) -> int:
     for what, why in reasons.items():
         print(f"  {what}: {why}", file=sys.stderr)
     return LEFT_OUT
+
+
+def read_cases(words: Sequence[str]) -> list[str]:
+    """Names of cases, each once, as given, or of a text file with one in each line.
+
+    Raises:
+        GenesisError: The file cannot be read as text, or holds no name, which would stand for all cases or for none.
+    """
+    names: list[str] = []
+    for word in words:
+        path = Path(word)
+        if path.suffix != ".txt":
+            names.append(word)
+            continue
+        try:
+            inside = path.read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError):
+            raise GenesisError(f"{path} cannot be read as text. Write one name of a case in each line.") from None
+        if not inside:
+            raise GenesisError(f"{path} is empty. Write one name of a case in each line.")
+        names += inside
+    return list(dict.fromkeys(names))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_genesis.cli_settings import add_flags, given
-from nnunet_genesis.commands.parsing import add_command, left_out
+from nnunet_genesis.commands.parsing import add_command, left_out, read_cases
 from nnunet_genesis.errors import StudyError, printable
 
 COMMON = ("epochs", "iterations", "warmup", "optimizer", "learning_rate", "weight_decay")
@@ -67,7 +67,7 @@ def _plan(chosen: argparse.Namespace) -> int:
     from nnunet_genesis.settings import FineTuningSettings
     from nnunet_genesis.study.arms import parse_arm, settings_of
     from nnunet_genesis.study.conducting import measured
-    from nnunet_genesis.study.outline import Wish, plan_study, read_cases
+    from nnunet_genesis.study.outline import Wish, plan_study
 
     common = given(chosen, FineTuningSettings)
     wish = Wish(
@@ -94,8 +94,6 @@ def _plan(chosen: argparse.Namespace) -> int:
 
 def _test(words: list[str]) -> list[str] | float:
     """A share, or names of cases."""
-    from nnunet_genesis.study.outline import read_cases
-
     try:
         (share,) = map(float, words)
     except ValueError:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from nnunet_genesis.errors import StudyError, reason
-from nnunet_genesis.parallel import each_case
+from nnunet_genesis.parallel import each_case, variable
 from nnunet_genesis.preflight import refuse_missing_gpu
 from nnunet_genesis.study.design import Run, Study, read_study
 from nnunet_genesis.study.evaluation import surface_metrics
@@ -126,17 +124,9 @@ def unfinished(runs: list[Run], folder: Path) -> list[Run]:
     return [run for run in runs if not (folder / "results" / f"{run.name}.json").is_file()]
 
 
-@contextmanager
-def _results_in(folder: Path) -> Iterator[None]:
-    """Workers that start in this block train into `folder`, without loading processes where the CPU trains."""
-    before = os.environ.get("nnUNet_results")
-    os.environ["nnUNet_results"] = str(folder)
-    try:
-        yield
-    finally:
-        os.environ.pop("nnUNet_results")
-        if before is not None:
-            os.environ["nnUNet_results"] = before
+def _results_in(folder: Path) -> AbstractContextManager[None]:
+    """Workers that start in this block train into `folder`."""
+    return variable("nnUNet_results", str(folder))
 
 
 def measured(study: Study, folder: Path, device: str) -> tuple[float, float]:

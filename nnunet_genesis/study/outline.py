@@ -92,25 +92,3 @@ def _known(wanted: Sequence[str], cases: Sequence[str], flag: str) -> list[str]:
     if unknown := sorted(set(wanted) - set(cases)):
         raise StudyError(f"{flag}: {printable(unknown[0], 80)} is no preprocessed case of the dataset.")
     return list(wanted)
-
-
-def read_cases(words: Sequence[str]) -> list[str]:
-    """Names of cases, each once, as given, or of a text file with one in each line.
-
-    Raises:
-        StudyError: The file cannot be read as text, or holds no name, which would stand for all cases or for none.
-    """
-    names: list[str] = []
-    for word in words:
-        path = Path(word)
-        if path.suffix != ".txt":
-            names.append(word)
-            continue
-        try:
-            inside = path.read_text(encoding="utf-8").split()
-        except (OSError, UnicodeDecodeError):
-            raise StudyError(f"{path} cannot be read as text. Write one name of a case in each line.") from None
-        if not inside:
-            raise StudyError(f"{path} is empty. Write one name of a case in each line.")
-        names += inside
-    return list(dict.fromkeys(names))

@@ -83,6 +83,18 @@ def test_a_picture_tells_predictions_apart():
     assert not yellow[: drawn[0].shape[0] - 60, : width - 10].any()  # the image alone
 
 
+def test_voxels_are_as_tall_as_they_are():
+    image = np.random.default_rng(0).normal(size=(3, 20, 20))
+    reference = np.zeros((3, 20, 20), int)
+    reference[1, 4:16, 4:16] = 1
+    heights = [
+        imread(io.BytesIO(draw_case(Segmented(image, spacing, reference, {"a": reference}, {}, "T1")))).shape[0]
+        for spacing in ((1, 1, 1), (1, 1.5, 1), (5, 1, 1))
+    ]
+    assert heights[1] > 1.2 * heights[0]
+    assert heights[2] == heights[0]
+
+
 @pytest.mark.parametrize("image", [np.full((2, 9, 9), np.nan), np.zeros((2, 9, 9)), np.zeros((2, 9, 1))])
 def test_images_that_show_nothing(image):
     reference = np.zeros(image.shape, np.int8)
