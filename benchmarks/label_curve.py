@@ -134,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to work in")
     parser.add_argument("--data", type=Path, required=True, metavar="TASK", help="the Decathlon's Task04_Hippocampus")
-    parser.add_argument("-c", default="2d", choices=("2d",), metavar="CONFIGURATION", help="(%(default)s)")
+    parser.add_argument("-c", default="2d", choices=("2d", "3d_fullres"), help="configuration (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="trainings at a time (%(default)s)")
     parser.add_argument(
         "--settings", type=Path, default=SETTINGS, metavar="FILE", help="others than those of the results"
