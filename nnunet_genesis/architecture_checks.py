@@ -19,6 +19,9 @@ LARGEST = 100_000
 """Number among the arguments of a network."""
 COUNTS = ("features_per_stage", "kernel_sizes", "strides")
 """Arguments of networks that hold whole numbers and nothing else, as do those that begin with "n_"."""
+OF_PRIMUS = {"eva_depth": MOST_LAYERS, "eva_numheads": 1_000, "embed_dim": 20_000, "num_register_tokens": 1_000,
+             "input_shape": 2_000, "patch_embed_size": 2_000, "depth_per_level": MOST_STAGES}  # fmt: skip
+"""Arguments of a transformer that hold whole numbers → the largest."""
 ADVICE = "Correct the file, or plan again."
 
 
@@ -55,11 +58,11 @@ def wrong_size(arguments: Mapping[str, Any]) -> str:
     layers = 0
     for key, value in arguments.items():
         counts, entries = str(key).startswith("n_"), list(_flat(value))
-        most = MOST_STAGES if key == "n_stages" else MOST_LAYERS if counts else LARGEST
+        most = MOST_STAGES if key == "n_stages" else OF_PRIMUS.get(key, MOST_LAYERS if counts else LARGEST)
         has = f'has "{printable(key, 60)}": {printable(value, 60)}, where'
         if len(entries) > 10 * MOST_STAGES or any(_exceeds(entry, most) for entry in entries):
             return f"{has} numbers are at most {most:,}, and those of at most {MOST_STAGES} stages"
-        if (key in COUNTS or counts) and not all(is_whole(entry, most) for entry in entries):
+        if (key in COUNTS or key in OF_PRIMUS or counts) and not all(is_whole(entry, most) for entry in entries):
             return f"{has} whole numbers from 1 to {most:,} are needed"
         if counts and key != "n_stages":
             layers += sum(entries) * (1 if isinstance(value, list | tuple) else MOST_STAGES)

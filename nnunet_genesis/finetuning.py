@@ -17,7 +17,8 @@ from nnunet_genesis.checkpoints.reading import network_weights, read_checkpoint
 from nnunet_genesis.checkpoints.saving import save_plain, versions
 from nnunet_genesis.errors import CheckpointError, TransferError, one_line, reason
 from nnunet_genesis.files import sha256
-from nnunet_genesis.networks.build import build_unet, unwrap
+from nnunet_genesis.named_classes import is_primus, names_primus
+from nnunet_genesis.networks.build import build_network, encoder_parameters, unwrap
 from nnunet_genesis.preflight import (
     check_before_training,
     refuse_missing_first_stage,
@@ -54,7 +55,7 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
     start when the weights are missing, altered or do not fit; a resumed one, validation and prediction never need them.
     """
 
-    build_network_architecture = staticmethod(build_unet)
+    build_network_architecture = staticmethod(build_network)
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
         self.num_epochs = self.settings.epochs
         self.num_iterations_per_epoch = self.settings.iterations
         self.initial_lr, self.weight_decay = self.settings.rates()
+        self.enable_deep_supervision = not names_primus(self.configuration_manager.network_arch_class_name)
         self.has_resumed = False
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
@@ -82,7 +84,7 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
             optimizer = torch.optim.AdamW(parameters, self.initial_lr, weight_decay=self.weight_decay)
         else:
             optimizer, _ = super().configure_optimizers()
-        encoder = list(unwrap(self.network).encoder.parameters())  # type: ignore[union-attr]
+        encoder = encoder_parameters(unwrap(self.network))
         within = {id(parameter) for parameter in encoder}
         (group,) = optimizer.param_groups
         group["params"] = [parameter for parameter in group["params"] if id(parameter) not in within]
@@ -95,6 +97,11 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
             for parameter in self.optimizer.param_groups[1]["params"]:
                 self.optimizer.state.pop(parameter, None)
         super().on_train_epoch_start()
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """As in nnU-Net; a Primus has none."""
+        if not is_primus(unwrap(self.network)):
+            super().set_deep_supervision_enabled(enabled)
 
     def initialize(self) -> None:
         """As in nnU-Net, with seeded initial weights, after a look for the preprocessed volumes and the GPU."""

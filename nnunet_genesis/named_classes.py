@@ -16,7 +16,12 @@ from typing import Any, TypeGuard
 
 from nnunet_genesis.errors import DatasetError, printable, reason
 
-OURS = "nnunet_genesis.unet3d.UNet3D"
+OURS = (
+    "nnunet_genesis.unet3d.UNet3D",
+    *(f"nnunet_genesis.primus.{kind}" for kind in ("Primus", "PrimusV2", "PrimusV3")),
+)
+"""Networks of this package."""
+PRIMUS = "nnunet_genesis.primus."
 NETWORK = re.compile(r"(dynamic_network_architectures\.architectures\.[a-z0-9_]+)\.([A-Z]\w*)", re.ASCII)
 BLOCK = re.compile(r"(dynamic_network_architectures\.building_blocks\.[a-z0-9_]+)\.([A-Z]\w*)", re.ASCII)
 LAYER = re.compile(r"torch\.nn\.(?:modules\.[a-z]+\.)?([A-Z]\w*)", re.ASCII)
@@ -48,23 +53,34 @@ FOUND_BY_NNUNET = {
 
 
 def network_class(name: Any) -> type:
-    """The class of a network: one of `dynamic_network_architectures`, or `nnunet_genesis.unet3d.UNet3D`.
+    """The class of a network: one of `dynamic_network_architectures`, or one of `OURS`.
 
     Raises:
         DatasetError: It is none of them.
     """
-    if name == OURS:
-        from nnunet_genesis.unet3d import UNet3D
-
-        return UNet3D
+    if isinstance(name, str) and name in OURS:
+        module, kind = name.rsplit(".", 1)
+        ours: type = getattr(importlib.import_module(module), kind)
+        return ours
     match = NETWORK.fullmatch(name) if isinstance(name, str) else None
     found: Any = _attribute(*match.groups()) or _moved(match[2]) if match else None
     if not _is_module(found, "dynamic_network_architectures."):
         raise DatasetError(
             f"names the network {printable(name, 100)}, which is not run: only classes of "
-            f"dynamic_network_architectures.architectures and {OURS} are"
+            f"dynamic_network_architectures.architectures and {', '.join(OURS)} are"
         )
     return found
+
+
+def names_primus(name: str) -> bool:
+    """Whether plans name a transformer, one of those in `nnunet_genesis.primus`."""
+    return name.startswith(PRIMUS)
+
+
+def is_primus(network: object) -> bool:
+    """Whether a network is a Primus, of this package or of the library that it comes from; imports neither."""
+    library = "dynamic_network_architectures.architectures.primus"
+    return any(kind.__module__ == library for kind in type(network).__mro__)
 
 
 def layer_class(name: Any, argument: str = "") -> type:

@@ -109,7 +109,8 @@ def encoder_stride(plans: Mapping[str, Any], configuration: str) -> tuple[int, .
     """
     manager = configuration_of(plans, configuration)
     axes = len(manager.patch_size)
-    stages = manager.configuration["architecture"]["arch_kwargs"].get("strides")
+    arguments = manager.configuration["architecture"]["arch_kwargs"]
+    stages = arguments.get("strides", [arguments["patch_embed_size"]] if "patch_embed_size" in arguments else None)
     steps = [[step] * axes if isinstance(step, int) else step for step in stages] if isinstance(stages, list) else []
     if not steps or any(not isinstance(step, list) or len(step) != axes for step in steps):
         raise DatasetError(

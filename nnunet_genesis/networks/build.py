@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
 from nnunet_genesis.architecture_checks import check_architecture, wrong_size
 from nnunet_genesis.errors import DatasetError, TransferError, network_of, printable, reason
-from nnunet_genesis.named_classes import layer_class
+from nnunet_genesis.named_classes import OURS, is_primus, layer_class, network_class
 from nnunet_genesis.nnunet_dataset import check_configuration, configuration_of, input_channels
-from nnunet_genesis.unet3d import UNet3D
 
-NETWORKS = {kind.__name__: kind for kind in (PlainConvUNet, ResidualEncoderUNet, UNet3D)}
+UNETS = "dynamic_network_architectures.architectures.unet"
+NETWORKS = {path.rpartition(".")[2]: path for path in (f"{UNETS}.PlainConvUNet", f"{UNETS}.ResidualEncoderUNet", *OURS)}
+"""Name of a class → its path; imported when it is needed, transformers take a while."""
 
 
 def skeleton(architecture: Mapping[str, Any], channels: int, classes: int = 1) -> nn.Module:
@@ -43,7 +43,7 @@ def skeleton(architecture: Mapping[str, Any], channels: int, classes: int = 1) -
     values.pop("deep_supervision", None)
     try:
         with torch.device("meta"):
-            network: nn.Module = NETWORKS[name](input_channels=channels, num_classes=classes, **values)
+            network: nn.Module = network_class(NETWORKS[name])(input_channels=channels, num_classes=classes, **values)
     except (TypeError, ValueError, AssertionError, RuntimeError, IndexError, AttributeError) as error:
         raise TransferError(f"The {name} that the checkpoint describes cannot be built: {reason(error)}.") from None
     return network
@@ -57,7 +57,7 @@ def _class(name: Any, argument: str) -> type:
         raise TransferError(f"The checkpoint's architecture {error}.") from None
 
 
-def build_unet(plans_manager: Any, *arguments: Any, **options: Any) -> nn.Module:
+def build_network(plans_manager: Any, *arguments: Any, **options: Any) -> nn.Module:
     """The network that nnU-Net builds from plans; takes what nnU-Net's `build_network_architecture` takes.
 
     Raises:
@@ -69,10 +69,11 @@ def build_unet(plans_manager: Any, *arguments: Any, **options: Any) -> nn.Module
     _refuse(arguments[0] if arguments else options["configuration_manager"], plans_manager)
     with network_of(f"the plans {plans_manager.plans_name}"):
         network: nn.Module = nnUNetTrainer.build_network_architecture(plans_manager, *arguments, **options)
-    if not (hasattr(network, "encoder") and hasattr(getattr(network, "decoder", None), "seg_layers")):
+    unet = hasattr(network, "encoder") and hasattr(getattr(network, "decoder", None), "seg_layers")
+    if not unet and not is_primus(network):
         raise TransferError(
             f"The {type(network).__name__} that the plans name has no encoder and decoder as nnU-Net's U-Nets have. "
-            "Plan with PlainConvUNet, ResidualEncoderUNet or nnunet_genesis.unet3d.UNet3D."
+            f"Plan with PlainConvUNet, ResidualEncoderUNet, {' or '.join(OURS[:2])}."
         )
     return network
 
@@ -113,6 +114,12 @@ def target_network(
             deep_supervision=True,
         )
     return network, channels
+
+
+def encoder_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Parameters of stem and encoder; in a Primus those of the projection to tokens and of the transformer."""
+    parts = (network.down_projection, network.eva) if is_primus(network) else (network.encoder,)
+    return [parameter for part in parts for parameter in part.parameters()]  # type: ignore[union-attr]
 
 
 def unwrap(network: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from nnunet_genesis.named_classes import is_primus
 from nnunet_genesis.pretraining.ssim import similarity
 
 METRICS = ("mse", "mae", "psnr", "ssim", "copy_mse", "mean_mse")
@@ -49,8 +50,9 @@ def freeze_unused_heads(network: nn.Module) -> nn.Module:
 
     Distributed training stops when a trainable parameter receives no gradient.
     """
-    for head in network.decoder.seg_layers[:-1]:  # type: ignore[union-attr,index]
-        head.requires_grad_(False)
+    if not is_primus(network):
+        for head in network.decoder.seg_layers[:-1]:  # type: ignore[union-attr,index]
+            head.requires_grad_(False)
     return network
 
 

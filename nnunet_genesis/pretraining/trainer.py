@@ -24,7 +24,8 @@ from nnunet_genesis.corruption import Recipe, apply_params, compile_loops
 from nnunet_genesis.errors import DatasetError, one_line
 from nnunet_genesis.files import write_json
 from nnunet_genesis.leaks.case_record import KEY, CaseRecord, record_in, record_of
-from nnunet_genesis.networks.build import build_unet, unwrap
+from nnunet_genesis.named_classes import is_primus
+from nnunet_genesis.networks.build import build_network, unwrap
 from nnunet_genesis.nnunet_dataset import channel_names
 from nnunet_genesis.preflight import check_before_training, refuse_missing_gpu, volumes_folder
 from nnunet_genesis.pretraining.figures import restoration_sheet
@@ -102,7 +103,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         Raises:
             TransferError: nnU-Net cannot build it, or it is no U-Net.
         """
-        network = build_unet(plans_manager, configuration_manager, num_input_channels, num_input_channels, False)
+        network = build_network(plans_manager, configuration_manager, num_input_channels, num_input_channels, False)
         return freeze_unused_heads(network)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
@@ -113,6 +114,11 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
 
     def _build_loss(self) -> nn.Module:
         return RestorationLoss(self.settings.loss)
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """As in nnU-Net; a Primus has none."""
+        if not is_primus(unwrap(self.network)):
+            super().set_deep_supervision_enabled(enabled)
 
     def initialize(self) -> None:
         """As in nnU-Net, with seeded initial weights, after a look for the preprocessed volumes and the GPU."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nnunet_genesis.checkpoints.reading import network_weights, read_content
 from nnunet_genesis.errors import CheckpointError, DatasetError, GenesisError, printable, reason
-from nnunet_genesis.networks.build import build_unet
+from nnunet_genesis.networks.build import build_network
 from nnunet_genesis.nnunet_dataset import channel_names, refuse_cascade
 from nnunet_genesis.plans_checks import check_description
 from nnunet_genesis.preflight import refuse_missing_gpu
@@ -91,7 +91,7 @@ class Restorer:
                     "earlier checkpoint."
                 )
         with torch.device("meta"):  # no memory beyond that of the file, whatever its plans say
-            network = build_unet(self.plans, self.configuration, count, count, False)
+            network = build_network(self.plans, self.configuration, count, count, False)
         try:
             network.load_state_dict(weights, assign=True)
         except RuntimeError as error:
