@@ -1,4 +1,4 @@
-"""The cells of a patch that a transformer makes tokens of: voxels in and out of them, hidden ones, statistics of each."""
+"""The cells of a patch that a transformer makes tokens of: voxels in and out, hidden ones, statistics."""
 
 from __future__ import annotations
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from dynamic_network_architectures.building_blocks.eva import Eva
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from nnunet_genesis.pretraining.cells import grid_of, visible_cells, voxels_of
+from nnunet_genesis.settings import PretrainingSettings
 
 SPREAD = 0.02
 """Standard deviation of a fresh mask token, as of the library's positions."""
@@ -20,8 +21,8 @@ SPREAD = 0.02
 class MaskedAutoencoder(nn.Module):
     """He et al. (CVPR 2022), in 3D Zhou et al. (SelfMedMAE, ISBI 2023), on nnU-Net's Primus.
 
-    The tokens of visible cells, and no others, go through the transformer; a trainable mask token takes the place of the
-    hidden ones; a decoder of half the width, with positions of its own, sees all of them. How ours differs: voxels
+    The tokens of visible cells, and no others, go through the transformer; a trainable mask token takes the place of
+    the hidden ones; a decoder of half the width, with positions of its own, sees all of them. How ours differs: voxels
     come from the Primus' own up-projection, not from a linear layer, so that all of the Primus is trained, and
     transferred. Its tensors are named `network.…` in `state_dict`; the decoder's begin with `decoder_of_tokens`.
     """
@@ -56,8 +57,8 @@ class MaskedAutoencoder(nn.Module):
         """Restore hidden cells.
 
         Args:
-            x: (B, C, *patch). A cell is hidden if any of its voxels is NaN in any channel; whatever else it holds is not
-                seen. At least one cell of each patch must be visible.
+            x: (B, C, *patch). A cell is hidden if any of its voxels is NaN in any channel; whatever else it holds is
+                not seen. At least one cell of each patch must be visible.
 
         Returns:
             (B, C, *patch). What stands in visible cells is not trained, and means nothing.
@@ -75,6 +76,21 @@ class MaskedAutoencoder(nn.Module):
         grid = grid_of(x.shape[2:], self.cell)
         restored: Tensor = self.network.up_projection(decoded.transpose(1, 2).unflatten(2, grid))
         return restored
+
+
+def for_pretraining(primus: nn.Module, arguments: Mapping[str, Any], settings: PretrainingSettings) -> nn.Module:
+    """A Primus as it is pre-trained: with drop-path of the settings, wrapped where it gets visible cells alone.
+
+    Args:
+        primus: The network that the plans describe.
+        arguments: The arguments that the plans have for it.
+        settings: Drop-path, recipe and decoder.
+    """
+    set_drop_path(primus, settings.drop_path)
+    if not settings.recipe.masking.leaves_out:
+        return primus
+    patch, cell = tuple(arguments["input_shape"]), tuple(arguments["patch_embed_size"])
+    return MaskedAutoencoder(primus, patch, cell, settings.decoder_depth)
 
 
 def set_drop_path(primus: nn.Module, rate: float) -> None:
