@@ -18,7 +18,7 @@ from nnunet_genesis.checkpoints.saving import save_plain, versions
 from nnunet_genesis.errors import CheckpointError, TransferError, one_line, reason
 from nnunet_genesis.files import sha256
 from nnunet_genesis.named_classes import is_primus, names_primus
-from nnunet_genesis.networks.build import build_network, encoder_parameters, unwrap
+from nnunet_genesis.networks.build import build_network, encoder_parameters, is_head, unwrap
 from nnunet_genesis.preflight import (
     check_before_training,
     refuse_missing_first_stage,
@@ -187,7 +187,7 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
             self.initialize()
         # heads belong to the task: this training's seed decides them
         own = unwrap(self.network).state_dict()
-        weights |= {name: tensor for name, tensor in own.items() if ".seg_layers." in name}
+        weights |= {name: tensor for name, tensor in own.items() if is_head(name)}
         try:
             unwrap(self.network).load_state_dict(weights, strict=True)
         except RuntimeError as error:
