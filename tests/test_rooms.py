@@ -33,6 +33,7 @@ MAY_USE: dict[str, set[str]] = {
     "folds": GROUND | {"nnunet_dataset", "plans_checks", "preflight"},
     "leaks": GROUND | {"checkpoints", "files"},
     "importing": GROUND | {"files", "parallel"},
+    "primus_plans": GROUND | {"nnunet_dataset", "primus"},
     "planning": GROUND | {"files", "folds", "nnunet_dataset", "plans_checks", "resources", "settings"},
     "preprocessing": GROUND | {"files", "ignored_regions", "importing", "nnunet_dataset", "parallel", "planning"},
     "preflight": GROUND | {"nnunet_dataset"},
@@ -45,7 +46,8 @@ MAY_USE: dict[str, set[str]] = {
     "restoring": GROUND | {"checkpoints", "files", "importing", "networks", "nnunet_dataset", "plans_checks", "preflight",
                            "preprocessing", "pretraining", "settings"},
     "encoders": GROUND | {"architecture_checks", "checkpoints", "named_classes", "networks", "transfer"},
-    "export": GROUND | {"checkpoints", "files", "nnunet_dataset", "plans_checks", "resources"},
+    "export": GROUND | {"checkpoints", "files", "named_classes", "nnunet_dataset", "plans_checks", "primus_plans",
+                        "resources"},
 }  # fmt: skip
 """The command line (`cli` and its `commands`) may use everything."""
 
