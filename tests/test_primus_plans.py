@@ -130,12 +130,12 @@ def test_the_target_gets_plans_that_others_are_planned_like(nnunet: Path, genesi
     for plans in (scans, target):
         plans["configurations"]["3d_fullres"].pop("data_identifier")
     assert scans["configurations"] == target["configurations"]
-    assert genesis("plan", "-d", 501, "--template", "tiny", "--network", "primus_s", "--drop-path", 0.3) == 0
+    assert genesis("plan", "-d", 501, "--template", "tiny", "--network", "primus_s", "--drop-path-rate", 0.3) == 0
     ours = json.loads((folder / "Dataset501_Scans/nnUNetGenesisPlans.json").read_text())
     assert ours["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["drop_path_rate"] == 0.3
 
 
 def test_drop_path_without_a_primus_is_refused(nnunet: Path, genesis, capsys):
     write_dataset(nnunet, 4, "Target", 1)
-    assert genesis("plan", "-d", 4, "--template", "tiny", "--drop-path", 0.3) == 1
-    assert re.search("--drop-path needs --network", capsys.readouterr().err)
+    assert genesis("plan", "-d", 4, "--template", "tiny", "--drop-path-rate", 0.3) == 1
+    assert re.search("--drop-path-rate needs --network", capsys.readouterr().err)

@@ -74,8 +74,8 @@ def add_plan(commands: Any) -> None:
                         "target: for pre-training on its own images")  # fmt: skip
     parser.add_argument("--network", choices=NAMES, metavar="NAME", help="a transformer, nnU-Net's Primus, in place of "
                         f"the networks of all 3D configurations: {', '.join(NAMES)}")  # fmt: skip
-    parser.add_argument("--drop-path", type=share, metavar="X", help="with --network: share of the steps in which the "
-                        f"last block is passed over, falling to 0 at the first ({DROP_PATH})")  # fmt: skip
+    parser.add_argument("--drop-path-rate", type=share, metavar="X", help="with --network: share of the steps in which "
+                        f"the last block is passed over, falling to 0 at the first ({DROP_PATH})")  # fmt: skip
     add_flags(parser.add_argument_group("pre-training settings"), PretrainingSettings)
     recipe = parser.add_argument_group("corruption recipe")
     recipe.add_argument(
@@ -98,8 +98,8 @@ def _plan(chosen: argparse.Namespace) -> int:
     dataset = dataset_name(chosen.d)
     flags = given(chosen, PretrainingSettings) | {"exclude": _excluded(chosen, dataset), "recipe": recipe}
     settings = PretrainingSettings(**flags)
-    if chosen.network is None and chosen.drop_path is not None:
-        raise GenesisError("--drop-path needs --network: it is a setting of a Primus.")
+    if chosen.network is None and chosen.drop_path_rate is not None:
+        raise GenesisError("--drop-path-rate needs --network: it is a setting of a Primus.")
     change = partial(_changed, chosen) if chosen.network else dict
     if chosen.template:
         path = plan_from_template(dataset, chosen.template, chosen.p, settings, change)
@@ -115,7 +115,7 @@ def _changed(chosen: argparse.Namespace, plans: dict[str, Any]) -> dict[str, Any
     """Plans with the network that was asked for; says what else changes."""
     from nnunet_genesis.primus_plans import DROP_PATH, with_primus
 
-    drop_path = DROP_PATH if chosen.drop_path is None else chosen.drop_path
+    drop_path = DROP_PATH if chosen.drop_path_rate is None else chosen.drop_path_rate
     changed, notes = with_primus(plans, chosen.network, drop_path)
     for note in notes:
         print(printable(note))
