@@ -19,6 +19,15 @@ OPTIMIZERS: dict[str, dict[str, float]] = {
 """Optimisers of the fine-tuning, with what holds where the settings do not say otherwise: nnU-Net's own values, and
 those with which it fine-tunes pre-trained transformers (the rate is that of AMAES, arXiv 2408.00640, too)."""
 
+OF_TRANSFORMERS: dict[str, Any] = {
+    "optimizer": "adamw",
+    "learning_rate": 3e-4,
+    "weight_decay": 5e-2,
+    "betas": (0.9, 0.98),
+    "clip": 1.0,
+}
+"""What a Primus is fine-tuned with unless the user says otherwise: values of nnU-Net's own trainers of it."""
+
 
 @dataclass(frozen=True)
 class PretrainingSettings(Settings):
@@ -95,6 +104,14 @@ class FineTuningSettings(Settings):
         at_most=1,
         formerly="encoder_rate",
     )
+    layer_lr_decay: float = setting(
+        1.0,
+        "learning rate of each stage of the encoder (a transformer: of each block), as share of that of the next",
+        above=0,
+        at_most=1,
+    )
+    betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's decay of averages", at_least=0, at_most=0.99999)
+    clip: float = setting(12.0, "largest norm of the gradient; nnU-Net clips at 12 in any case", above=0, at_most=12)
     seed: int = setting(0, "seed of initial weights, patches and augmentation", at_least=0)
     weights: str = setting("", 'file of weights beside the plans; "" trains from scratch (control arm)')
     sha256: str = setting("", "digest of that file")

@@ -29,7 +29,7 @@ MAY_USE: dict[str, set[str]] = {
     "settings": GROUND | {"settings_base", "corruption"},
     "networks": GROUND | {"architecture_checks", "named_classes", "nnunet_dataset"},
     "checkpoints": GROUND | {"architecture_checks", "files", "networks", "nnunet_dataset"},
-    "transfer": GROUND | {"checkpoints", "files", "networks", "nnunet_dataset", "settings"},
+    "transfer": GROUND | {"checkpoints", "files", "named_classes", "networks", "nnunet_dataset", "settings"},
     "folds": GROUND | {"nnunet_dataset", "plans_checks", "preflight"},
     "leaks": GROUND | {"checkpoints", "files"},
     "importing": GROUND | {"files", "parallel"},
