@@ -19,7 +19,7 @@ from nnunet_genesis.checkpoints.saving import save_plain, versions
 from nnunet_genesis.errors import CheckpointError, TransferError, one_line, reason
 from nnunet_genesis.files import sha256
 from nnunet_genesis.named_classes import is_primus, names_primus
-from nnunet_genesis.networks.build import build_network, encoder_parameters, unwrap
+from nnunet_genesis.networks.build import build_network, encoder_parameters, is_head, unwrap
 from nnunet_genesis.networks.depths import encoder_depths
 from nnunet_genesis.preflight import (
     check_before_training,
@@ -105,7 +105,10 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
         """nnU-Net's optimiser or AdamW, with groups for the encoder; nnU-Net's schedule after a warm-up."""
         if self.settings.optimizer == "adamw":
             optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-                self.network.parameters(), self.initial_lr, betas=self.settings.betas, weight_decay=self.weight_decay
+                self.network.parameters(),
+                self.initial_lr,
+                betas=(0.9, self.settings.beta2),
+                weight_decay=self.weight_decay,
             )
         else:
             optimizer, _ = super().configure_optimizers()
@@ -115,13 +118,13 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
         rest["params"] = [parameter for parameter in rest["params"] if id(parameter) not in within]
         for parameters, _ in groups:
             optimizer.add_param_group({"params": parameters})
-        if self.settings.clip < FineTuningSettings.clip:
+        if self.settings.gradient_clipping < FineTuningSettings.gradient_clipping:
             optimizer.register_step_pre_hook(self._clip)
         return optimizer, WarmupPoly(optimizer, self.settings, [share for _, share in groups])
 
     def _clip(self, *_: Any) -> None:
         """Clip gradients further than nnU-Net's step does, which has unscaled them."""
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clipping)
 
     def on_train_epoch_start(self) -> None:
         """As in nnU-Net; an encoder that thaws starts without the moments of the gradients that it did not follow."""
@@ -180,10 +183,11 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
 
     def on_train_start(self) -> None:
         """Load the transferred weights into a fresh training, then as in nnU-Net."""
+        own = self.settings
         self.print_to_log_file(
-            f"Fine-tuning with {self.settings.optimizer}: learning rate {self.settings.learning_rate:g} after "
-            f"{self.settings.warmup} epochs of warm-up, weight decay {self.settings.weight_decay:g}, decay of the "
-            f"learning rate by layer {self.settings.layer_lr_decay:g}, gradients clipped at {self.settings.clip:g}"
+            f"Fine-tuning with {own.optimizer}: learning rate {own.learning_rate:g} after {own.warmup} epochs of "
+            f"warm-up, weight decay {own.weight_decay:g}, rates of layers fall by {own.layer_lr_decay:g}, gradients "
+            f"are clipped at {own.gradient_clipping:g}"
         )
         if not self.has_resumed:
             with one_line():
@@ -221,7 +225,7 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
             self.initialize()
         # heads belong to the task: this training's seed decides them
         own = unwrap(self.network).state_dict()
-        weights |= {name: tensor for name, tensor in own.items() if ".seg_layers." in name}
+        weights |= {name: tensor for name, tensor in own.items() if is_head(name)}
         try:
             unwrap(self.network).load_state_dict(weights, strict=True)
         except RuntimeError as error:

@@ -19,12 +19,25 @@ OPTIMIZERS: dict[str, dict[str, float]] = {
 """Optimisers of the fine-tuning, with what holds where the settings do not say otherwise: nnU-Net's own values, and
 those with which it fine-tunes pre-trained transformers (the rate is that of AMAES, arXiv 2408.00640, too)."""
 
+CONVOLUTIONAL, TRANSFORMER = "convolutional", "transformer"
+"""Kinds of networks."""
+
+BY_KIND: dict[str, dict[str, Any]] = {
+    CONVOLUTIONAL: {"learning_rate": 1e-3, "weight_decay": 1e-2, "beta2": 0.999, "schedule": "poly", "warmup": 0.0,
+                    "gradient_clipping": 12.0},
+    TRANSFORMER: {"learning_rate": 1.5e-4, "weight_decay": 5e-2, "beta2": 0.95, "schedule": "cosine",
+                  "gradient_clipping": 1.0},
+}  # fmt: skip
+"""What holds in a pre-training where its settings do not say otherwise. Transformers: SelfMedMAE (Zhou et al., ISBI
+2023) and He et al. (CVPR 2022); gradients are clipped as nnU-Net does for Primus. Their warm-up is a twentieth of the
+epochs."""
+
 OF_TRANSFORMERS: dict[str, Any] = {
     "optimizer": "adamw",
     "learning_rate": 3e-4,
     "weight_decay": 5e-2,
-    "betas": (0.9, 0.98),
-    "clip": 1.0,
+    "beta2": 0.98,
+    "gradient_clipping": 1.0,
 }
 """What a Primus is fine-tuned with unless the user says otherwise: values of nnU-Net's own trainers of it."""
 
@@ -42,8 +55,51 @@ class PretrainingSettings(Settings):
         "epochs without a smaller validation loss after which the training stops; 0: it does not",
         at_least=0,
     )
-    learning_rate: float = setting(1e-3, "AdamW's learning rate at the start; it falls to 0 (poly)", above=0)
-    weight_decay: float = setting(1e-2, "AdamW's weight decay", at_least=0)
+    learning_rate: float | None = setting(
+        None,
+        "AdamW's largest learning rate; it falls to 0; by default 0.001, for a transformer 0.00015",
+        above=0,
+    )
+    weight_decay: float | None = setting(
+        None, "AdamW's weight decay; by default 0.01, for a transformer 0.05", at_least=0
+    )
+    beta2: float | None = setting(
+        None,
+        "AdamW's decay of squared gradients; by default 0.999, for a transformer 0.95",
+        at_least=0,
+        at_most=0.999999,
+    )
+    schedule: str = setting(
+        "auto",
+        "how the learning rate falls: nnU-Net's poly, or half a cosine; auto: cosine for a transformer",
+        choices=("auto", "poly", "cosine"),
+    )
+    warmup: float | None = setting(
+        None,
+        "epochs in which the learning rate rises linearly; by default 0, for a transformer a twentieth of all",
+        at_least=0,
+    )
+    gradient_clipping: float | None = setting(
+        None, "largest norm of the gradient; by default 12 as in nnU-Net, for a transformer 1", above=0, at_most=12
+    )
+    drop_path: float = setting(
+        0.0,
+        "share of the paths of a transformer's last block that are dropped in a step; less in those before it",
+        at_least=0,
+        at_most=0.9,
+    )
+    decoder_depth: int = setting(
+        2,
+        "blocks of the decoder that is left behind, of a transformer that gets visible cells alone",
+        at_least=1,
+        at_most=100,
+    )
+    normalised_targets: str = setting(
+        "auto",
+        "whether each cell is restored in units of its own mean and deviation; auto: where a transformer gets visible "
+        "cells alone",
+        choices=("auto", "yes", "no"),
+    )
     validation_share: float = setting(
         0.1, "share of the volumes held out for validation (fold all)", above=0, at_most=0.5
     )
@@ -63,6 +119,46 @@ class PretrainingSettings(Settings):
     seed: int = setting(0, "seed of hold-out, initial weights, crops and corruptions", at_least=0)
     exclude: tuple[str, ...] = setting((), "cases left out, by name, or .txt files of names: those to be tested on")
     recipe: Recipe = field(default=RECIPES[DEFAULT_RECIPE])
+
+    def __post_init__(self) -> None:
+        """Check the fields, also against each other."""
+        super().__post_init__()
+        masking = self.recipe.masking
+        if masking.leaves_out and masking.probability != 1:
+            raise SettingsError(
+                f'"masked_as" is "absent", but the probability of masking {masking.probability:g}: a network that gets '
+                "visible cells alone learns from hidden ones only. Set the probability to 1 (recipe mae)."
+            )
+        if self.normalised_targets == "yes" and not masking.leaves_out:
+            raise SettingsError(
+                '"normalised_targets" is "yes", but there are no cells to normalise. Set "masked_as" to "absent" '
+                '(recipe mae), or "normalised_targets" to "no".'
+            )
+        if self.normalises and self.loss == "ssim":
+            raise SettingsError(
+                'The loss "ssim" compares intensities, which normalised targets are not. Choose "mse" or "l1", or set '
+                '"normalised_targets" to "no".'
+            )
+        if self.warmup is not None and self.warmup >= self.epochs:
+            raise SettingsError(f'"warmup" ({self.warmup:g}) must be below "epochs" ({self.epochs}).')
+
+    @property
+    def normalises(self) -> bool:
+        """Whether targets are normalised, cell by cell."""
+        return self.normalised_targets == "yes" or (
+            self.normalised_targets == "auto" and self.recipe.masking.leaves_out
+        )
+
+    def resolved(self, kind: str) -> PretrainingSettings:
+        """A copy in which all that follows from the kind of network is named.
+
+        Raises:
+            SettingsError: The kind is `CONVOLUTIONAL`, but there is `drop_path`.
+        """
+        if self.drop_path and kind == CONVOLUTIONAL:
+            raise SettingsError(f'"drop_path" is {self.drop_path:g}, but the network has no such paths. Set it to 0.')
+        unset = {"warmup": self.epochs / 20, **BY_KIND[kind]}
+        return replace(self, **{name: value for name, value in unset.items() if getattr(self, name) in (None, "auto")})
 
     @classmethod
     def of_plans(cls, plans: Mapping[str, Any]) -> PretrainingSettings:
@@ -110,8 +206,10 @@ class FineTuningSettings(Settings):
         above=0,
         at_most=1,
     )
-    betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's decay of averages", at_least=0, at_most=0.99999)
-    clip: float = setting(12.0, "largest norm of the gradient; nnU-Net clips at 12 in any case", above=0, at_most=12)
+    beta2: float = setting(0.999, "AdamW's decay of squared gradients", at_least=0, at_most=0.999999)
+    gradient_clipping: float = setting(
+        12.0, "largest norm of the gradient; nnU-Net clips at 12 in any case", above=0, at_most=12
+    )
     seed: int = setting(0, "seed of initial weights, patches and augmentation", at_least=0)
     weights: str = setting("", 'file of weights beside the plans; "" trains from scratch (control arm)')
     sha256: str = setting("", "digest of that file")

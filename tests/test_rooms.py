@@ -28,7 +28,7 @@ MAY_USE: dict[str, set[str]] = {
     "corruption": GROUND | {"settings_base"},
     "settings": GROUND | {"settings_base", "corruption"},
     "networks": GROUND | {"architecture_checks", "named_classes", "nnunet_dataset"},
-    "checkpoints": GROUND | {"architecture_checks", "files", "networks", "nnunet_dataset"},
+    "checkpoints": GROUND | {"architecture_checks", "files", "named_classes", "networks", "nnunet_dataset"},
     "transfer": GROUND | {"checkpoints", "files", "named_classes", "networks", "nnunet_dataset", "settings"},
     "folds": GROUND | {"nnunet_dataset", "plans_checks", "preflight"},
     "leaks": GROUND | {"checkpoints", "files"},
@@ -45,7 +45,7 @@ MAY_USE: dict[str, set[str]] = {
                        "preflight", "settings", "settings_base", "transfer"},
     "restoring": GROUND | {"checkpoints", "files", "importing", "networks", "nnunet_dataset", "plans_checks", "preflight",
                            "preprocessing", "pretraining", "settings"},
-    "encoders": GROUND | {"architecture_checks", "checkpoints", "networks", "transfer"},
+    "encoders": GROUND | {"architecture_checks", "checkpoints", "named_classes", "networks", "transfer"},
     "export": GROUND | {"checkpoints", "files", "named_classes", "nnunet_dataset", "plans_checks", "primus_plans",
                         "resources"},
 }  # fmt: skip

@@ -22,14 +22,16 @@ class MaskingParams(Params):
     Attributes:
         edges: Edge of a cell along each spatial axis, in voxels.
         cells: Row-major numbers of the masked cells.
+        value: What masked voxels are set to.
     """
 
     edges: tuple[int, ...]
     cells: tuple[int, ...]
+    value: float = 0.0
 
     def apply(self, channel: Tensor, low: float, high: float) -> None:
-        """Set the masked voxels to 0, the mean of z-scored intensities and the value of padding."""
-        channel.masked_fill_(self.loss_mask(channel.shape).to(channel.device), 0.0)
+        """Set the masked voxels to 0, the mean of z-scored intensities and the value of padding, or to NaN."""
+        channel.masked_fill_(self.loss_mask(channel.shape).to(channel.device), self.value)
 
     def loss_mask(self, shape: Sequence[int]) -> Tensor:
         """The masked voxels: what is visible needs no restoration."""
@@ -59,6 +61,16 @@ class Masking(Corruption):
         formerly="edge",
         per_axis=True,
     )
+    masked_as: str = setting(
+        "zeros",
+        "what the network gets of masked cells: zeros, or nothing at all (a Primus, whose tokens are the cells)",
+        choices=("zeros", "absent"),
+    )
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether the network gets nothing of masked cells: they are NaN in what it gets."""
+        return self.masked_as == "absent"
 
     def fitted(self, stride: Sequence[int]) -> Masking:
         """These settings for a network, with its total stride along each axis in place of 0.
@@ -81,14 +93,15 @@ class Masking(Corruption):
         Raises:
             SettingsError: `cell_size` is 0, or of another number of axes.
         """
-        given = self._edges(len(shape))
-        edges = tuple(min(edge, math.ceil(voxels / 2)) for edge, voxels in zip(given, shape, strict=True))
+        edges = self._edges(len(shape))
+        if not self.leaves_out:
+            edges = tuple(min(edge, math.ceil(voxels / 2)) for edge, voxels in zip(edges, shape, strict=True))
         if 0 in edges:
             raise SettingsError('"cell_size" is 0, which stands for the stride of a network. Give the edge in voxels.')
         return edges
 
     def sample(self, shape: Sequence[int], rng: np.random.Generator) -> MaskingParams:
-        """Cells of a regular grid, at least one, each equally likely.
+        """Cells of a regular grid, at least one, each equally likely; not all of them where they are left out.
 
         Raises:
             SettingsError: As `edges`.
@@ -97,8 +110,9 @@ class Masking(Corruption):
         cells = math.prod(_grid(shape, edges))
         low, high = self.ratio
         share = rng.uniform(low, high) if low < high else low  # plans with one number keep their random numbers
-        masked = rng.permutation(cells)[: max(1, round(share * cells))]
-        return MaskingParams(edges, tuple(sorted(masked.tolist())))
+        most = cells - 1 if self.leaves_out else cells
+        masked = rng.permutation(cells)[: max(1, min(round(share * cells), most))]
+        return MaskingParams(edges, tuple(sorted(masked.tolist())), math.nan if self.leaves_out else 0.0)
 
     def sample_channels(
         self, channels: int, shape: Sequence[int], rng: np.random.Generator

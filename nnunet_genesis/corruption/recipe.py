@@ -80,6 +80,7 @@ RECIPES: dict[str, Recipe] = {
         ),
     ),
     "masking": replace(_PAPER.without(), masking=Masking(probability=1.0)),
+    "mae": replace(_PAPER.without(), masking=Masking(probability=1.0, cell_size=0, masked_as="absent")),
 }
 
 

@@ -25,7 +25,7 @@ def encoder_depths(network: nn.Module) -> list[list[nn.Parameter]]:
         eva: Any = network.eva
         inside = {id(parameter) for part in (eva.blocks, eva.norm) for parameter in part.parameters()}
         positions = [parameter for parameter in eva.parameters() if id(parameter) not in inside]
-        stem = [*network.down_projection.parameters(), *positions]  # type: ignore[union-attr,operator]
+        stem = [*network.down_projection.parameters(), *positions]  # type: ignore[union-attr]
         return [stem, *(list(block.parameters()) for block in eva.blocks), list(eva.norm.parameters())]
     encoder: Any = network.encoder
     inside = {id(parameter) for parameter in encoder.stages.parameters()}

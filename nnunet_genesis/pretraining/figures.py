@@ -16,6 +16,14 @@ PLAIN_STYLE = style.context("default")
 """nnU-Net's own pictures change fonts and grids of all that are drawn after them."""
 
 COLUMNS = ("original", "corrupted", "restored", "|restored - original|")
+BASELINES = {
+    "copy_mse": ("k:", "copy the corrupted patch"),
+    "visible_mse": ("k:", "predict the mean of what is visible"),
+    "infill_mse": ("k-.", "trilinear in-filling"),
+    "mean_mse": ("k--", "predict the patch mean"),
+}
+"""Errors in the log of what needs no learning, if they are there: line and label."""
+
 CELL, GAP, HEAD = 1.4, 0.06, 0.85
 """Width of an image of a corruption sheet, the space between two, and that for headings (of two lines), in inches."""
 
@@ -126,11 +134,12 @@ def _show(ax: Any, image: np.ndarray[Any, Any], window: tuple[float, float], col
 
 @PLAIN_STYLE
 def pretraining_progress(log: Mapping[str, Sequence[Any]], path: Path) -> None:
-    """Draw losses, restoration error against both baselines, epoch duration and learning rate over the epochs.
+    """Draw losses, restoration error against baselines, epoch duration and learning rate over the epochs.
 
     Args:
         log: One list per quantity, one value per epoch: `train_losses`, `val_losses`, `restoration_mse`,
-            `copy_mse`, `mean_mse`, `restoration_psnr`, `epoch_start_timestamps`, `epoch_end_timestamps`, `lrs`.
+            those of `BASELINES` that there are, `restoration_psnr`, `epoch_start_timestamps`, `epoch_end_timestamps`,
+            `lrs`.
         path: PNG file to write.
     """
     figure = Figure(figsize=(12, 14), layout="constrained")
@@ -139,8 +148,9 @@ def pretraining_progress(log: Mapping[str, Sequence[Any]], path: Path) -> None:
     loss.plot(log["val_losses"], "r-", label="validation loss")
     loss.set_ylabel("restoration loss")
     error.plot(log["restoration_mse"], "g-", label="restored")
-    error.plot(log["copy_mse"], "k:", label="baseline: copy the corrupted patch")
-    error.plot(log["mean_mse"], "k--", label="baseline: predict the patch mean")
+    for name, (line, label) in BASELINES.items():
+        if name in log:
+            error.plot(log[name], line, label=f"baseline: {label}")
     error.set_ylabel("validation MSE")
     psnr = error.twinx()
     psnr.plot(log["restoration_psnr"], color="tab:orange", label="PSNR (right axis)")

@@ -1,4 +1,4 @@
-"""The restoration task: network with an image as output, loss, and errors next to two baselines."""
+"""The restoration task: network with an image as output, loss, and errors next to those of baselines."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ import torch
 from torch import nn
 
 from nnunet_genesis.named_classes import is_primus
+from nnunet_genesis.pretraining.cells import in_intensities, normalised
 from nnunet_genesis.pretraining.ssim import similarity
 
-METRICS = ("mse", "mae", "psnr", "ssim", "copy_mse", "mean_mse")
-"""Errors of restored patches, and the MSE of copying the corrupted patch and of predicting the patch mean."""
+METRICS = ("mse", "mae", "psnr", "ssim")
+"""Errors of restored patches."""
+
+BASELINES = {
+    "copy_mse": "copying the input",
+    "visible_mse": "mean of what is visible",
+    "infill_mse": "trilinear in-filling",
+    "mean_mse": "patch mean",
+}
+"""MSE of what needs no learning, in words: the first of whole patches; the next two of cells that are hidden from the
+network; the last of all."""
 
 
 class RestorationLoss(nn.Module):
@@ -21,17 +31,29 @@ class RestorationLoss(nn.Module):
     Models Genesis: L1 in the MICCAI paper, MSE in the MedIA paper, which compares it to SSIM, and in the released code.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, cell: Sequence[int] | None = None) -> None:
         """Choose the error.
 
         Args:
             kind: "mse", "l1" or "ssim".
+            cell: Edges, in voxels, of cells by whose mean and standard deviation targets are normalised; None:
+                intensities are restored.
         """
         super().__init__()
         self.kind = kind
+        self.cell = cell
+
+    def in_unit(self, values: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Values (B, C, *patch) in the unit of what is to be restored: targets, or guesses at them."""
+        return values if self.cell is None else normalised(values, target, self.cell)
+
+    def in_intensities(self, restored: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """What was restored (B, C, *patch), to look at."""
+        return restored if self.cell is None else in_intensities(restored, target, self.cell)
 
     def forward(self, restored: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Loss of restored patches (B, C, *patch) against the original ones; a scalar, 0 if no target is finite."""
+        target = self.in_unit(target, target)
         known = torch.isfinite(target)
         if self.kind == "ssim":
             return (known.float() - similarity(restored, target)).sum() / known.sum().clamp(min=1)
@@ -56,22 +78,24 @@ def freeze_unused_heads(network: nn.Module) -> nn.Module:
     return network
 
 
-def restoration_errors(restored: torch.Tensor, target: torch.Tensor, corrupted: torch.Tensor) -> list[dict[str, float]]:
-    """Errors of each patch over its voxels with a finite target; keys are `METRICS`.
+def restoration_errors(
+    restored: torch.Tensor, target: torch.Tensor, guesses: Mapping[str, torch.Tensor]
+) -> list[dict[str, float]]:
+    """Errors of each patch over its voxels with a finite target; keys are `METRICS` and some of `BASELINES`.
 
     PSNR is in dB, relative to the range (maximum - minimum) of the original patch; NaN for a constant patch. SSIM is
     `similarity`, a mean over voxels and channels.
 
     Args:
         restored: Output of the network, (B, C, *patch).
-        target: Original patches, alike.
-        corrupted: Input of the network, alike.
+        target: Original patches, alike, in the unit of the output.
+        guesses: By the name of their error, what is restored without learning, alike.
     """
     errors = []
-    for output, original, damaged in zip(restored.float(), target.float(), corrupted.float(), strict=True):
+    for n, (output, original) in enumerate(zip(restored.float(), target.float(), strict=True)):
         known = torch.isfinite(original).all(0)
         alike = similarity(output[None], original[None])[0][:, known]
-        output, original, damaged = output[:, known], original[:, known], damaged[:, known]
+        output, original = output[:, known], original[:, known]
         if original.numel() == 0:
             continue
         mse = (output - original).square().mean().item()
@@ -83,17 +107,26 @@ def restoration_errors(restored: torch.Tensor, target: torch.Tensor, corrupted: 
                 "mae": (output - original).abs().mean().item(),
                 "psnr": 10 * math.log10(peak**2 / max(mse, 1e-12 * peak**2)) if has_psnr else math.nan,
                 "ssim": alike.mean().item(),
-                "copy_mse": torch.nan_to_num(damaged - original).square().mean().item(),
                 "mean_mse": (original - original.mean(1, keepdim=True)).square().mean().item(),
+            }
+            | {
+                name: torch.nan_to_num(guess[n].float()[:, known] - original).square().mean().item()
+                for name, guess in guesses.items()
             }
         )
     return errors
 
 
+def told(errors: Mapping[str, float]) -> str:
+    """The errors of baselines in words, after that of the restoration."""
+    baselines = ", ".join(f"{words} {errors[name]:.4f}" for name, words in BASELINES.items() if name in errors)
+    return f"MSE {errors['mse']:.4f} ({baselines})"
+
+
 def mean_errors(errors: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean of each metric over patches; patches without a PSNR are left out of its mean, any other NaN shows."""
     summary = {}
-    for metric in METRICS:
+    for metric in errors[0] if errors else (*METRICS, *BASELINES):
         values = [error[metric] for error in errors if metric != "psnr" or not math.isnan(error[metric])]
         summary[metric] = sum(values) / len(values) if values else math.nan
     return summary

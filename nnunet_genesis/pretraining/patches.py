@@ -14,7 +14,9 @@ import torch
 from torch.utils.data import Dataset
 
 from nnunet_genesis.corruption import PairParams, Recipe, apply_params, apply_params_batch, sample_params
+from nnunet_genesis.errors import SettingsError, printable
 from nnunet_genesis.ignored_regions import IGNORED, digest_in
+from nnunet_genesis.named_classes import names_primus
 from nnunet_genesis.nnunet_dataset import configuration_of, encoder_stride
 
 ATTEMPTS = 10
@@ -35,6 +37,9 @@ class PatchBatches(Dataset[dict[str, Any]]):
     Where a volume is smaller than the patch, `data` is padded with 0, as in nnU-Net, and `target` with NaN:
     voxels without a finite target carry no loss; nor do those that are ignored. If `corrupt` is false, `target` holds
     the patches as they were cut, and there is no `data` but `params` and `ignored`: `corrupted_on` makes both of them.
+
+    Where the recipe leaves masked cells out, crops are padded before they are masked: the cells are those of the patch.
+    `data` is then NaN in masked voxels that are to be restored, and nowhere else.
     """
 
     volumes: Any
@@ -65,13 +70,12 @@ class PatchBatches(Dataset[dict[str, Any]]):
         crops, params, keys, ignored = zip(*(self.crop(begin + i) for i in range(self.batch_size)), strict=True)
         if not self.corrupt:
             batch = {"keys": list(keys), "params": list(params), "target": self._padded(crops, math.nan)}
-            return batch | {"ignored": list(ignored)}
+            return batch | {"ignored": list(ignored), "leaves_out": self.recipe.masking.leaves_out}
         corrupted, target = zip(*map(apply_params, crops, params, ignored), strict=True)
-        return {
-            "keys": list(keys),
-            "data": self._padded(corrupted, 0.0),
-            "target": self._padded(target, math.nan),
-        }
+        data, goal = self._padded(corrupted, 0.0), self._padded(target, math.nan)
+        if self.recipe.masking.leaves_out:
+            data = shown_unless_restored(data, goal)
+        return {"keys": list(keys), "data": data, "target": goal}
 
     def _padded(self, patches: Iterable[torch.Tensor], value: float) -> torch.Tensor:
         return torch.stack([pad(patch, self.patch_size, value) for patch in patches])
@@ -87,7 +91,27 @@ class PatchBatches(Dataset[dict[str, Any]]):
         # validation walks through the volumes, in random order in case there are more of them than patches
         case = self._walk[k % len(cases)] if self.stream == VALIDATION else cases[crops.integers(len(cases))]
         crop, ignored = self._informative_crop(case, crops)
+        if self.recipe.masking.leaves_out:
+            crop, ignored = self._whole(crop, ignored)
         return crop, sample_params(crop.shape, self.recipe, corruptions), case, ignored
+
+    def example(self, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, str]:
+        """Sample `k` to look at: the patch, NaN where it is padding or ignored; input and target of it; the case."""
+        crop, params, case, ignored = self.crop(k)
+        corrupted, target = apply_params(crop, params, ignored)
+        known = crop if ignored is None else crop.masked_fill(ignored, math.nan)
+        original, target = (pad(patch, self.patch_size, math.nan) for patch in (known, target))
+        corrupted = pad(corrupted, self.patch_size, 0.0)
+        if self.recipe.masking.leaves_out:
+            corrupted = shown_unless_restored(corrupted, target)
+        return original, corrupted, target, case
+
+    def _whole(self, crop: torch.Tensor, ignored: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A crop as large as the patch, in which padding is ignored."""
+        if tuple(crop.shape[1:]) == self.patch_size:
+            return crop, ignored
+        nothing = torch.zeros(crop.shape[1:], dtype=torch.bool) if ignored is None else ignored
+        return pad(crop, self.patch_size, 0.0), pad(nothing[None], self.patch_size, 1.0)[0]
 
     def _informative_crop(self, case: str, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A random crop that is not empty air, nor ignored, as `crop` gives it, and what of it is ignored."""
@@ -115,13 +139,41 @@ def fitted(recipe: Recipe, plans: Mapping[str, Any], configuration: str) -> Reci
 
     Raises:
         DatasetError: They follow from the network's strides, which the plans do not name.
-        SettingsError: There is a number for each axis, but patches have others.
+        SettingsError: There is a number for each axis, but patches have others; or masked cells are left out, and the
+            network is no Primus for patches of this size, or the cells are not its tokens.
     """
     if recipe.masking.probability == 0:
         return recipe
+    if recipe.masking.leaves_out:
+        return recipe.fitted(_cells_of_tokens(recipe, plans, configuration))
     if 0 in np.atleast_1d(recipe.masking.cell_size):
         return recipe.fitted(encoder_stride(plans, configuration))
     return recipe.fitted((1,) * len(configuration_of(plans, configuration).patch_size))
+
+
+def _cells_of_tokens(recipe: Recipe, plans: Mapping[str, Any], configuration: str) -> tuple[int, ...]:
+    """Edges of the cells that a Primus makes tokens of, which are those of the recipe."""
+    manager = configuration_of(plans, configuration)
+    patch, otherwise = tuple(manager.patch_size), "Plan with the recipe masking, which shows zeros to any network."
+    if len(patch) != 3 or not names_primus(manager.network_arch_class_name):
+        name = printable(manager.network_arch_class_name.rpartition(".")[2], 80)
+        raise SettingsError(
+            f"A masked autoencoder (recipe mae) needs a Primus, which is 3D only; {configuration} has patches with "
+            f"{len(patch)} axes and a {name}, which cannot leave cells out. {otherwise}"
+        )
+    arguments = manager.network_arch_init_kwargs
+    cell, planned = tuple(arguments["patch_embed_size"]), tuple(arguments["input_shape"])
+    if planned != patch or math.prod(planned) < 2 * math.prod(cell):
+        raise SettingsError(
+            f"The Primus of {configuration} is for patches of {planned} voxels in cells of {cell}, but patches have "
+            f"{patch} voxels. A masked autoencoder needs the same size, of two cells or more: plan again."
+        )
+    if recipe.fitted(cell).masking.cell_size != cell:
+        raise SettingsError(
+            f'"cell_size" is {recipe.masking.cell_size}, but the cells that the Primus of {configuration} makes tokens '
+            f"of have {cell} voxels. Set it to 0, which stands for them, or to these. {otherwise}"
+        )
+    return cell
 
 
 def ranked(cases: Iterable[str], seed: int) -> list[str]:
@@ -199,7 +251,14 @@ def corrupted_on(device: torch.device, batch: dict[str, Any]) -> dict[str, Any]:
         pairs = apply_params_batch(crops, [params[n] for n in members], ignored)
         for n, corrupted, restored in zip(members, *pairs, strict=True):
             data[n][tuple(window)], target[n][tuple(window)] = corrupted, restored
+    if batch["leaves_out"]:
+        data = shown_unless_restored(data, target)
     return {**batch, "data": data, "target": target}
+
+
+def shown_unless_restored(data: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Input (B, C, *patch) of a network that gets nothing of NaN, with 0 for NaN that is not to be restored."""
+    return data.masked_fill(data.isnan() & ~target.isfinite(), 0.0)
 
 
 def corrupted_ahead(device: torch.device, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

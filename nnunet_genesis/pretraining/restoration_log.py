@@ -11,19 +11,25 @@ from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from nnunet_genesis.checkpoints.plain_types import plain
 from nnunet_genesis.pretraining.figures import pretraining_progress
+from nnunet_genesis.pretraining.loss import told
 
-ERRORS = {"restoration_mse": "mse", "restoration_mae": "mae", "restoration_psnr": "psnr", "copy_mse": "copy_mse",
-          "mean_mse": "mean_mse"}  # fmt: skip
-"""Names of the validation errors in the log, and in `mean_errors`."""
+ERRORS = {"restoration_mse": "mse", "restoration_mae": "mae", "restoration_psnr": "psnr"}
+"""Names of the validation errors in the log, and in `mean_errors`; baselines have one name in both."""
 
 
 class RestorationLog(LocalLogger):
     """nnU-Net's log with the quantities of restoration in place of Dice, as Python numbers."""
 
-    def __init__(self) -> None:
-        """Start empty."""
+    def __init__(self, hidden: bool = False) -> None:
+        """Start empty.
+
+        Args:
+            hidden: Whether cells are hidden from the network, which has other baselines.
+        """
         super().__init__()
-        names = ("train_losses", "val_losses", "lrs", "epoch_start_timestamps", "epoch_end_timestamps", *ERRORS)
+        baselines = ("visible_mse", "infill_mse", "mean_mse") if hidden else ("copy_mse", "mean_mse")
+        self.errors = ERRORS | {name: name for name in baselines}
+        names = ("train_losses", "val_losses", "lrs", "epoch_start_timestamps", "epoch_end_timestamps", *self.errors)
         self.my_fantastic_logging: dict[str, list[Any]] = {name: [] for name in names}
 
     def log(self, key: str, value: Any, epoch: int) -> None:
@@ -43,8 +49,8 @@ class RestorationLog(LocalLogger):
         end = datetime.fromtimestamp(last["epoch_end_timestamps"]) + timedelta(seconds=epochs_left * seconds)
         return [
             f"train_loss {last['train_losses']:.4f}  val_loss {last['val_losses']:.4f}",
-            f"restoration MSE {last['restoration_mse']:.4f} (copying the input {last['copy_mse']:.4f}, patch mean "
-            f"{last['mean_mse']:.4f})  MAE {last['restoration_mae']:.4f}  PSNR {last['restoration_psnr']:.2f} dB",
+            f"restoration {told(last | {'mse': last['restoration_mse']})}  MAE {last['restoration_mae']:.4f}  "
+            f"PSNR {last['restoration_psnr']:.2f} dB",
             f"Epoch time: {seconds:.2f} s  Projected end: {end:%Y-%m-%d %H:%M}",
         ]
 

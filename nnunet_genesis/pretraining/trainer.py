@@ -13,29 +13,31 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import autocast, nn
 
 from nnunet_genesis.batches import load
 from nnunet_genesis.checkpoints.saving import save_plain, versions
-from nnunet_genesis.corruption import Recipe, apply_params, compile_loops
+from nnunet_genesis.corruption import Recipe, compile_loops
 from nnunet_genesis.errors import DatasetError, one_line
 from nnunet_genesis.files import write_json
 from nnunet_genesis.leaks.case_record import KEY, CaseRecord, record_in, record_of
-from nnunet_genesis.named_classes import is_primus
+from nnunet_genesis.named_classes import is_primus, names_primus
 from nnunet_genesis.networks.build import build_network, unwrap
-from nnunet_genesis.nnunet_dataset import channel_names
+from nnunet_genesis.nnunet_dataset import channel_names, configuration_of
 from nnunet_genesis.preflight import check_before_training, refuse_missing_gpu, volumes_folder
 from nnunet_genesis.pretraining.figures import restoration_sheet
+from nnunet_genesis.pretraining.infilling import guesses
 from nnunet_genesis.pretraining.loss import (
     RestorationLoss,
     freeze_unused_heads,
     mean_errors,
     restoration_errors,
+    told,
     validation_loss,
 )
+from nnunet_genesis.pretraining.optimiser import optimiser_of
 from nnunet_genesis.pretraining.patches import (
     TRAINING,
     VALIDATION,
@@ -43,10 +45,9 @@ from nnunet_genesis.pretraining.patches import (
     corrupted_ahead,
     fitted,
     hold_out,
-    pad,
 )
-from nnunet_genesis.pretraining.restoration_log import ERRORS, RestorationLog
-from nnunet_genesis.settings import PretrainingSettings
+from nnunet_genesis.pretraining.restoration_log import RestorationLog
+from nnunet_genesis.settings import CONVOLUTIONAL, TRANSFORMER, PretrainingSettings
 
 SHEET_ROWS = 4
 
@@ -73,8 +74,10 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
     ) -> None:
         """As in nnU-Net; ends with one line where plans or settings are wrong."""
         with one_line():
-            self.settings = PretrainingSettings.of_plans(plans)
             check_before_training(plans, configuration)
+            architecture = configuration_of(plans, configuration).network_arch_class_name
+            self.kind = TRANSFORMER if names_primus(architecture) else CONVOLUTIONAL
+            self.settings = PretrainingSettings.of_plans(plans).resolved(self.kind)
             self.recipe = fitted(self.settings.recipe, plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.settings.epochs
@@ -83,7 +86,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         self.initial_lr, self.weight_decay = self.settings.learning_rate, self.settings.weight_decay
         self.save_every = self.settings.save_every
         self.enable_deep_supervision = False
-        self.logger.local_logger = RestorationLog()
+        self.logger.local_logger = RestorationLog(hidden=self.cell is not None)
         self.seen: CaseRecord | None = None  # rank 0 alone fills it, when training starts
         self.resumed_from: list[CaseRecord | None] = []
         if "pretraining" not in plans.get("genesis", {}):
@@ -98,26 +101,39 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         num_output_channels: int,
         enable_deep_supervision: bool = False,
     ) -> nn.Module:
-        """The plans' network with as many outputs as inputs and no deep supervision.
+        """The plans' network with as many outputs as inputs and no deep supervision; a Primus `for_pretraining`.
 
         Raises:
-            TransferError: nnU-Net cannot build it, or it is no U-Net.
+            TransferError: nnU-Net cannot build it, or it is neither a U-Net nor a Primus.
         """
         network = build_network(plans_manager, configuration_manager, num_input_channels, num_input_channels, False)
-        return freeze_unused_heads(network)
+        if not is_primus(network):
+            return freeze_unused_heads(network)
+        from nnunet_genesis.pretraining.masked_autoencoder import for_pretraining  # imports transformers
 
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
-        """AdamW and nnU-Net's poly schedule: nnU-Net's SGD hardly learns this task."""
-        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, self.initial_lr, weight_decay=self.weight_decay)
-        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+        settings = PretrainingSettings.of_plans(plans_manager.plans)
+        return for_pretraining(network, configuration_manager.network_arch_init_kwargs, settings)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """AdamW and the schedule that the settings name."""
+        return optimiser_of(self.network, self.settings)
 
     def _build_loss(self) -> nn.Module:
-        return RestorationLoss(self.settings.loss)
+        return RestorationLoss(self.settings.loss, self.cell if self.settings.normalises else None)
+
+    @property
+    def cell(self) -> tuple[int, ...] | None:
+        """Edges of the cells of which the network gets the visible ones alone; None: it gets whole patches."""
+        masking = self.recipe.masking
+        return masking.edges(self.configuration_manager.patch_size) if masking.leaves_out else None
+
+    def _do_i_compile(self) -> bool:
+        """As in nnU-Net, but where the number of visible cells decides about shapes: each would be compiled anew."""
+        return self.cell is None and bool(super()._do_i_compile())
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """As in nnU-Net; a Primus has none."""
-        if not is_primus(unwrap(self.network)):
+        if self.kind == CONVOLUTIONAL:
             super().set_deep_supervision_enabled(enabled)
 
     def initialize(self) -> None:
@@ -257,13 +273,16 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         target = batch["target"].to(self.device, non_blocking=True)
         with torch.no_grad(), autocast(self.device.type, enabled=self.device.type == "cuda"):
             restored = self.network(corrupted)
-        return {"errors": restoration_errors(restored, target, corrupted)}
+        unit: Any = self.loss
+        guessed = {"copy_mse": corrupted} if self.cell is None else guesses(corrupted, self.cell)
+        guessed = {name: unit.in_unit(guess, target) for name, guess in guessed.items()}
+        return {"errors": restoration_errors(restored, unit.in_unit(target, target), guessed)}
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
-        """Log the errors of restoration and of both baselines over the patches of all processes."""
+        """Log the errors of restoration and of baselines over the patches of all processes."""
         errors = self._gathered(val_outputs)
         self.logger.log("val_losses", validation_loss(self.settings.loss, errors), self.current_epoch)
-        for name, metric in ERRORS.items():
+        for name, metric in self.logger.local_logger.errors.items():
             self.logger.log(name, errors[metric], self.current_epoch)
 
     def _gathered(self, outputs: list[dict[str, Any]]) -> dict[str, float]:
@@ -306,11 +325,11 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         network = unwrap(self.network).eval()
         rows, labels = [], []
         for k in range(SHEET_ROWS):
-            crop, params, case, ignored = batches.crop(k)
-            known = crop if ignored is None else crop.masked_fill(ignored, math.nan)
-            original = pad(known, batches.patch_size, math.nan)
-            corrupted = pad(apply_params(crop, params)[0], batches.patch_size, 0.0)
+            original, corrupted, target, case = batches.example(k)
             restored = network(corrupted[None].to(self.device))[0].float().cpu()
+            if self.cell is not None:  # what is visible is not restored, and shown as it is
+                restored = self.loss.in_intensities(restored[None], target[None])[0]
+                restored = restored.where(corrupted.isnan(), corrupted)
             rows.append((original.numpy(), corrupted.numpy(), restored.numpy()))
             labels.append(case)
         heading = f"{self.plans_manager.dataset_name} {self.configuration_name}: held-out patches, {title}"
@@ -326,7 +345,9 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
     def describe(self) -> dict[str, Any]:
         """What a reader of the checkpoint should know, in plain types."""
         return {
-            "task": "restoration of corrupted patches (Models Genesis)",
+            "task": "restoration of corrupted patches (Models Genesis)"
+            if self.cell is None
+            else "restoration of hidden cells (masked autoencoder)",
             "channel_names": channel_names(self.dataset_json),
             "spacing": list(self.configuration_manager.spacing),
             "patch_size": list(self.configuration_manager.patch_size),
@@ -347,24 +368,26 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         """Write `restoration_summary.json` and `restoration_final.png` in place of nnU-Net's final validation.
 
         The summary holds MSE, MAE, PSNR and SSIM on held-out patches for the recipe and for each corruption alone,
-        with the MSE of both baselines. `save_probabilities` (`--npz`) has no meaning here.
+        with the MSE of baselines; of a masked autoencoder only for what hides cells. `save_probabilities` (`--npz`) has
+        no meaning here.
         """
         _, self.validation_cases = self.do_split()
         self.set_deep_supervision_enabled(False)
         self.network.eval()
         summary = {"recipe": self.errors_on_held_out(self.recipe)} | {
-            f"{name} alone": self.errors_on_held_out(recipe) for name, recipe in self.recipe.alone().items()
+            f"{name} alone": self.errors_on_held_out(recipe)
+            for name, recipe in self.recipe.alone().items()
+            if self.cell is None or recipe.masking.probability > 0
         }
         if self.local_rank == 0:
-            facts = {"unit": "MSE and MAE in normalised intensities, PSNR in dB, SSIM up to 1",
+            unit = "units of each cell's deviation" if self.settings.normalises else "normalised intensities"
+            facts = {"unit": f"MSE and MAE in {unit}, PSNR in dB, SSIM up to 1",
                      "epochs": self.current_epoch, "held_out": self.validation_cases, "errors": summary}  # fmt: skip
             write_json(facts, Path(self.output_folder) / "restoration_summary.json")
             self.draw_sheet("restoration_final.png", f"after {self.current_epoch} epochs")
             for name, errors in summary.items():
                 self.print_to_log_file(
-                    f"{name:<22} MSE {errors['mse']:.4f} (copying {errors['copy_mse']:.4f}, "
-                    f"mean {errors['mean_mse']:.4f})  PSNR {errors['psnr']:.2f} dB  "
-                    f"SSIM {errors['ssim']:.3f}"
+                    f"{name:<22} {told(errors)}  PSNR {errors['psnr']:.2f} dB  SSIM {errors['ssim']:.3f}"
                 )
                 self.logger.log_summary(f"restoration/{name}/mse", errors["mse"])
         if self.is_ddp:

@@ -14,8 +14,8 @@ from nnunet_genesis.study.design import Run, Study
 from nnunet_genesis.transfer.into_plans import SCHEDULE, scheduled, start_from
 
 FOLDER = "arms"
-FREE = tuple(name for name in SCHEDULE if name not in ("epochs", "iterations", "seed", "betas"))
-"""Settings, of one number or word, in which arms may differ: of the same length, with the seed of the run."""
+FREE = tuple(name for name in SCHEDULE if name not in ("epochs", "iterations", "seed"))
+"""Settings in which arms may differ: of the same length, with the seed of the run."""
 SCRATCH = "scratch"
 FACTS = ("source", "source_sha256", "sha256", "coverage")
 

@@ -33,7 +33,7 @@ def test_training_finds_the_loops_compiled():
         python("""
 before = [len(loop.signatures) for loop in loops]
 for shape in [(2, 9, 9), (1, 8, 9, 10)]:
-    for recipe in RECIPES.values():
+    for recipe in (recipe for name, recipe in RECIPES.items() if name != "mae"):
         make_pair(torch.randn(shape), recipe, np.random.default_rng(0))
 print(before == [len(loop.signatures) for loop in loops])
 """)

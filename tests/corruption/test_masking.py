@@ -113,3 +113,24 @@ def test_other_corruptions_leave_everything_to_be_restored():
 def test_a_patch_of_one_voxel_is_masked():
     corrupted, target = make_pair(torch.ones(1, 1, 1, 1), RECIPES["masking"], rng())
     assert (corrupted.item(), target.item()) == (0, 1)
+
+
+@given(shapes, seeds, st.floats(0.01, 1))
+def test_cells_that_are_left_out_are_drawn_like_those_that_are_emptied_but_one_stays(shape, seed, ratio):
+    emptied = Masking(cell_size=2, ratio=(ratio, ratio))
+    left_out = replace(emptied, masked_as="absent")
+    cells = math.prod(math.ceil(n / 2) for n in shape)
+    if min(shape) > 2 and ratio * cells < cells - 0.5:
+        assert left_out.sample(shape, rng(seed)).cells == emptied.sample(shape, rng(seed)).cells
+    if cells > 1:
+        assert len(left_out.sample(shape, rng(seed)).cells) < cells
+
+
+def test_the_recipe_mae_leaves_cells_out_and_never_makes_them_smaller():
+    patch = torch.ones(2, 8, 16, 8)
+    corrupted, target = make_pair(patch, RECIPES["mae"].fitted((8, 8, 8)), rng())
+    assert torch.equal(corrupted.isnan(), target == 1)
+    assert torch.equal(corrupted.isfinite(), target.isnan())
+    assert corrupted.isnan()[:, :, :8].float().mean() in (0, 1)  # cells as long as the patch stay whole
+    with pytest.raises(SettingsError, match='"cell_size" is 0'):
+        make_pair(patch, RECIPES["mae"], rng())

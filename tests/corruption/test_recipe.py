@@ -111,7 +111,7 @@ def test_what_a_recipe_does_not_use_does_not_stand_alone():
         ({"name": "book"}, "Unknown recipe 'book' in plans: choose one of paper, released"),
         ({"name": ["paper"]}, "Unknown recipe"),
         ("book", "Unknown recipe 'book' in plans: choose one of paper, released"),
-        (None, 'plans must be "paper" or "released" or "masking" or a block'),
+        (None, 'plans must be "paper" or "released" or "masking" or "mae" or a block'),
     ],
 )
 def test_refusals_name_the_culprit(block, advice):

@@ -35,7 +35,7 @@ def test_padding_gets_no_gradient_and_never_nan():
 def test_errors_against_numpy():
     restored, target, corrupted = (random_patches(seed, 1, 2, 6, 7) for seed in range(3))
     target[0, 0, :2], corrupted[0, :, :2] = NAN, 100
-    (error,) = restoration_errors(restored, target, corrupted)
+    (error,) = restoration_errors(restored, target, {"copy_mse": corrupted})
     out, clean, bad = (patch[0, :, 2:].numpy().astype(float) for patch in (restored, target, corrupted))
     mse = ((out - clean) ** 2).mean()
     assert error["mse"] == pytest.approx(mse, rel=1e-5)
@@ -48,7 +48,7 @@ def test_errors_against_numpy():
 
 def test_constant_patches_have_no_psnr_and_do_not_spoil_the_mean():
     target = torch.cat([torch.ones(1, 1, 4, 4), random_patches(0, 1, 1, 4, 4)])
-    errors = restoration_errors(target + 0.5, target, target)
+    errors = restoration_errors(target + 0.5, target, {"copy_mse": target})
     assert np.isnan(errors[0]["psnr"])
     assert mean_errors(errors)["psnr"] == errors[1]["psnr"]
     assert mean_errors(errors)["copy_mse"] == 0
@@ -59,10 +59,10 @@ def test_a_broken_output_shows_and_stops_nothing(broken):
     target = random_patches(0, 2, 1, 4, 4)
     restored = target.clone()
     restored[0, 0, 0, 0] = broken
-    summary = mean_errors(restoration_errors(restored, target, target))
+    summary = mean_errors(restoration_errors(restored, target, {"copy_mse": target}))
     assert not np.isfinite(summary["mse"])
     assert not np.isfinite(summary["mae"])
 
 
 def test_a_patch_of_padding_alone_is_left_out():
-    assert restoration_errors(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), NAN), torch.zeros(1, 1, 2, 2)) == []
+    assert restoration_errors(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), NAN), {}) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import blosc2
 import numpy as np
 import pytest
 import torch
@@ -13,12 +14,15 @@ from hypothesis import strategies as st
 
 from nnunet_genesis.batches import load
 from nnunet_genesis.corruption import RECIPES, apply_params
+from nnunet_genesis.errors import SettingsError
+from nnunet_genesis.ignored_regions import DIGEST, IGNORED
 from nnunet_genesis.pretraining.patches import (
     TRAINING,
     VALIDATION,
     PatchBatches,
     corrupted_ahead,
     corrupted_on,
+    fitted,
     pad,
     random_window,
 )
@@ -204,3 +208,92 @@ def test_padding_is_centred():
     padded = pad(torch.ones(1, 2, 3), (5, 4), 0.0)[0]
     assert padded.sum() == 6
     assert (padded[1:3, :3] == 1).all()
+
+
+MAE = RECIPES["mae"].fitted((4, 4, 4))
+
+
+class MarkedVolumes(Volumes):
+    """Half of each volume is ignored."""
+
+    def load_case(self, identifier: str):
+        volume = self.volumes[identifier]
+        segmentation = np.zeros((1, *volume.shape[1:]), np.int16)
+        segmentation[:, :, : volume.shape[2] // 2] = IGNORED
+        marked = blosc2.asarray(segmentation)
+        marked.schunk.vlmeta[DIGEST] = "of a mask"
+        return volume, marked, None, {}
+
+
+def cells(patches: torch.Tensor, edge: int = 4) -> torch.Tensor:
+    """Share of each cell (B, 1, *grid) that is True in any channel."""
+    return torch.nn.functional.avg_pool3d(patches.any(1, keepdim=True).float(), edge)
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("corrupt", [True, False])
+def test_cells_that_are_left_out_are_those_of_the_whole_patch(corrupt, marked):
+    """Also where a volume is smaller than the patch, and its padding no whole number of cells."""
+    volumes = [noise(2, 12, 14, 16), noise(2, 9, 20, 7, seed=1), noise(2, 5, 30, 30, seed=2)]
+    source = (MarkedVolumes if marked else Volumes)(*volumes)
+    changes = {"recipe": replace(MAE, flip_probability=0.5), "batch_size": 6, "global_batch_size": 6}
+    for number in range(3):
+        made = expected = batches(source, (8, 12, 8), **changes)[number]
+        if not corrupt:
+            raw = batches(source, (8, 12, 8), corrupt=False, **changes)[number]
+            made = corrupted_on(CPU, raw)
+            assert same(made | {"data": torch.nan_to_num(made["data"], 1e9)},
+                        expected | {"data": torch.nan_to_num(expected["data"], 1e9)})  # fmt: skip
+        hidden, restored = made["data"].isnan(), made["target"].isfinite()
+        assert torch.equal(hidden, restored)
+        assert hidden.any((1, 2, 3, 4)).sum() > 3
+        whole = batches(source, (8, 12, 8), **changes | {"recipe": replace(PLAIN, flip_probability=0.0)})[number]
+        masked = [one.channels[0][-1].loss_mask((8, 12, 8)) for one in
+                  (batches(source, (8, 12, 8), **changes).crop(6 * number + n)[1] for n in range(6))]  # fmt: skip
+        assert set(cells(torch.stack(masked)[:, None]).unique().tolist()) == {0, 1}
+        assert [int(mask.sum()) for mask in masked] == [9 * 64] * 6  # three quarters of twelve cells
+        assert torch.equal(hidden, torch.stack(masked)[:, None] & hidden)
+        known = whole["target"].isfinite().sum()  # all that is neither padding nor ignored, masked or not
+        assert 0 < hidden.sum() < known
+
+
+def test_what_is_hidden_is_in_the_target_and_nowhere_else():
+    plain = batches(VOLUMES, (8, 8, 8), recipe=PLAIN, minimum_contrast=0)[0]
+    made = batches(VOLUMES, (8, 8, 8), recipe=MAE, minimum_contrast=0)[0]
+    hidden = made["data"].isnan()
+    assert torch.equal(made["target"][hidden], plain["target"][hidden])
+    seen = ~hidden & plain["target"].isfinite() & (made["data"] != 0)
+    assert torch.equal(made["data"][seen], plain["target"][seen])
+    assert seen.any()
+
+
+def plans(network: str = "nnunet_genesis.primus.Primus", patch=(16, 24, 16), **arguments) -> dict:
+    block = {"network_class_name": network, "arch_kwargs": {"patch_embed_size": [8, 8, 8], "input_shape": [16, 24, 16],
+             **arguments}, "_kw_requires_import": []}  # fmt: skip
+    configuration = {"patch_size": list(patch), "architecture": block}
+    return {"plans_name": "p", "configurations": {"3d_fullres": configuration}}
+
+
+def test_cells_that_are_left_out_are_the_networks_tokens():
+    assert fitted(RECIPES["mae"], plans(), "3d_fullres").masking.cell_size == (8, 8, 8)
+    given = RECIPES["mae"].updated({"masking": {"cell_size": 8}}, "")
+    assert fitted(given, plans(), "3d_fullres").masking.cell_size == (8, 8, 8)
+    assert fitted(RECIPES["mae"], plans(patch_embed_size=[16, 8, 8]), "3d_fullres").masking.edges((16, 24, 16)) == (
+        16, 8, 8)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "cell", "message"),
+    [
+        ({"network": "dynamic_network_architectures.architectures.unet.PlainConvUNet"}, 0, "needs a Primus.*PlainConvUNet.*recipe masking"),
+        ({"patch": (24, 16)}, 0, "needs a Primus, which is 3D only; 3d_fullres has patches with 2 axes"),
+        ({}, 4, r'"cell_size" is 4, but .* \(8, 8, 8\).*Set it to 0'),
+        ({"patch": (16, 16, 16)}, 0, r"for patches of \(16, 24, 16\) voxels.*\(16, 16, 16\) voxels.*plan again"),
+        ({"patch_embed_size": [16, 24, 16]}, 0, "of two cells or more"),
+    ],
+)  # fmt: skip
+def test_cells_are_left_out_by_a_primus_that_has_them_only(changes, cell, message):
+    recipe = RECIPES["mae"].updated({"masking": {"cell_size": cell}}, "")
+    with pytest.raises(SettingsError, match=message) as refusal:
+        fitted(recipe, plans(**changes), "3d_fullres")
+    assert "\n" not in str(refusal.value)

@@ -23,7 +23,7 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_genesis.pretraining.trainer import nnUNetTrainerGenesisPretrain
-from nnunet_genesis.settings import PretrainingSettings
+from nnunet_genesis.settings import CONVOLUTIONAL, PretrainingSettings
 from tests.conftest import run_stock, use_folders
 from tests.trainers.conftest import CPU, PRETRAIN, edit_plans, pretraining_plans, results
 
@@ -118,7 +118,7 @@ def test_the_checkpoint_says_what_it_is(whole):
     assert facts["channel_names"] == ["T1"]
     for key in ("spacing", "patch_size", "normalization_schemes", "architecture"):
         assert facts[key] == configuration[key]
-    assert facts["settings"] == PretrainingSettings.of_plans(plans).block()
+    assert facts["settings"] == PretrainingSettings.of_plans(plans).resolved(CONVOLUTIONAL).block()
     assert facts["settings"]["seed"] == 7
     assert set(facts["versions"]) == {"nnunet-genesis", "nnunetv2", "torch", "numpy"}
 
@@ -136,7 +136,7 @@ def test_the_summary_repeats_the_last_validation_and_takes_the_corruptions_apart
     assert len({error["copy_mse"] for error in errors.values()}) == len(errors)  # each corrupts in its own way
     assert {error["mean_mse"] for error in errors.values()} == {errors["recipe"]["mean_mse"]}  # the same crops
     for name, error in errors.items():
-        assert re.search(rf"{name} +MSE {error['mse']:.4f} \(copying {error['copy_mse']:.4f}, mean "
+        assert re.search(rf"{name} +MSE {error['mse']:.4f} \(copying the input {error['copy_mse']:.4f}, patch mean "
                          rf"{error['mean_mse']:.4f}\)  PSNR {error['psnr']:.2f} dB", whole.text)  # fmt: skip
 
 

@@ -1,0 +1,85 @@
+"""A Primus → its description: cells, grid of tokens, width, heads, blocks, and the part that each tensor belongs to."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from nnunet_genesis.errors import TransferError
+from nnunet_genesis.networks.layout import AXES, HEADS, STEM
+from nnunet_genesis.networks.tied_names import name_groups
+
+HEAD = "up_projection."
+"""Begins the names of what makes logits of tokens: the only decoder that a Primus has."""
+POSITIONS = "eva.pos_embed"
+REGISTERS = "register_tokens"
+MASK_TOKEN = "mask_token"
+BLOCK = re.compile(r"eva\.blocks\.(\d+)\.")
+READS_IMAGE = re.compile(r"down_projection\.(proj|stem\.blocks\.0\.(conv1\.conv|skip\.\d+\.conv))\.weight")
+"""Weights whose inputs are the channels of the image: one convolution in a Primus, two in PrimusV2 and PrimusV3."""
+
+
+@dataclass(frozen=True)
+class PrimusLayout:
+    """A Primus's description.
+
+    Attributes:
+        family: Name of its class, which says how tokens are made of an image.
+        width: Features of a token.
+        depth: Number of transformer blocks.
+        heads: Of each attention.
+        cell: Edges of the voxels behind a token.
+        grid: Tokens along each axis of a patch.
+        registers: Number of further tokens, which stand for no place.
+        parts: First name of each tensor → its row in a report.
+    """
+
+    family: str
+    width: int
+    depth: int
+    heads: int
+    cell: tuple[int, ...]
+    grid: tuple[int, ...]
+    registers: int
+    parts: dict[str, str]
+
+
+def describe_primus(network: nn.Module) -> PrimusLayout:
+    """Describe a Primus, of `nnunet_genesis.primus` or of the library that it comes from, on any device.
+
+    Raises:
+        TransferError: It does not keep its grid of tokens, which only rotary positions do.
+    """
+    eva: Any = network.eva
+    if getattr(eva.rope, "feat_shape", None) is None:
+        raise TransferError(
+            f"The {type(network).__name__} has no rotary positions (use_rot_pos_emb), so that its grid of tokens "
+            "cannot be told. Plan with them."
+        )
+    return PrimusLayout(
+        type(network).__name__, int(eva.embed_dim), len(eva.blocks), int(eva.blocks[0].attn.num_heads),
+        _cell(network.down_projection), tuple(map(int, eva.rope.feat_shape)), int(eva.num_prefix_tokens),
+        {name: part_of(name) for name in name_groups(network)},
+    )  # fmt: skip
+
+
+def _cell(projection: Any) -> tuple[int, ...]:
+    """Edges of the voxels behind a token; stages of convolutions halve the image."""
+    if hasattr(projection, "proj"):
+        return tuple(map(int, projection.proj.kernel_size))
+    return (2 ** len(projection.stages),) * AXES
+
+
+def part_of(name: str) -> str:
+    """The part that a tensor of a Primus belongs to; those of the encoder begin so, as in U-Nets."""
+    if name.startswith(HEAD):
+        return HEADS
+    if name.startswith("down_projection."):
+        return STEM
+    if block := BLOCK.match(name):
+        return f"encoder block {block[1]}"
+    rows = {POSITIONS: "encoder positions", REGISTERS: "encoder registers", MASK_TOKEN: "mask token"}
+    return rows.get(name, "encoder norm")
