@@ -21,6 +21,9 @@ BLOCK = re.compile(r"eva\.blocks\.(\d+)\.")
 READS_IMAGE = re.compile(r"down_projection\.(proj|stem\.blocks\.0\.(conv1\.conv|skip\.\d+\.conv))\.weight")
 """Weights whose inputs are the channels of the image: one convolution in a Primus, two in PrimusV2 and PrimusV3."""
 
+ASIDE = ("dim", "training")
+"""Of what rotary positions are told: follows from the heads, or is no constant."""
+
 
 @dataclass(frozen=True)
 class PrimusLayout:
@@ -34,7 +37,8 @@ class PrimusLayout:
         cell: Edges of the voxels behind a token.
         grid: Tokens along each axis of a patch.
         registers: Number of further tokens, which stand for no place.
-        parts: First name of each tensor → its row in a report.
+        rotations: Constants of the rotary positions, by name.
+        parts: First name of each tensor → its row in a report, in the order of computation.
     """
 
     family: str
@@ -44,6 +48,7 @@ class PrimusLayout:
     cell: tuple[int, ...]
     grid: tuple[int, ...]
     registers: int
+    rotations: dict[str, Any]
     parts: dict[str, str]
 
 
@@ -61,12 +66,13 @@ def describe_primus(network: nn.Module) -> PrimusLayout:
         )
     return PrimusLayout(
         type(network).__name__, int(eva.embed_dim), len(eva.blocks), int(eva.blocks[0].attn.num_heads),
-        _cell(network.down_projection), tuple(map(int, eva.rope.feat_shape)), int(eva.num_prefix_tokens),
-        {name: part_of(name) for name in name_groups(network)},
+        cell_of(network.down_projection), tuple(map(int, eva.rope.feat_shape)), int(eva.num_prefix_tokens),
+        {key: value for key, value in vars(eva.rope).items() if key not in ASIDE and isinstance(value, int | float)},
+        {name: part_of(name) for name in sorted(name_groups(network), key=_order)},
     )  # fmt: skip
 
 
-def _cell(projection: Any) -> tuple[int, ...]:
+def cell_of(projection: Any) -> tuple[int, ...]:
     """Edges of the voxels behind a token; stages of convolutions halve the image."""
     if hasattr(projection, "proj"):
         return tuple(map(int, projection.proj.kernel_size))
@@ -83,3 +89,8 @@ def part_of(name: str) -> str:
         return f"encoder block {block[1]}"
     rows = {POSITIONS: "encoder positions", REGISTERS: "encoder registers", MASK_TOKEN: "mask token"}
     return rows.get(name, "encoder norm")
+
+
+def _order(name: str) -> int:
+    """Rank of what computes first; the names of a network come in the order in which it was put together."""
+    return {STEM: 0, "mask token": 2, HEADS: 3}.get(part_of(name), 1)
