@@ -14,7 +14,7 @@ from nnunetv2.experiment_planning.experiment_planners import default_experiment_
 from nnunet_genesis.architecture_checks import check_architecture
 from nnunet_genesis.errors import DatasetError
 from nnunet_genesis.files import read_json
-from nnunet_genesis.networks.build import build_unet, target_network
+from nnunet_genesis.networks.build import build_network, target_network
 from nnunet_genesis.nnunet_dataset import check_configuration, read_plans
 from nnunet_genesis.plans_checks import check_description
 from nnunet_genesis.resources import plans_folder
@@ -81,7 +81,7 @@ def build_of(plans: dict[str, Any]) -> None:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     manager = PlansManager(plans)
-    build_unet(manager, manager.get_configuration("3d_fullres"), 1, 2, False)
+    build_network(manager, manager.get_configuration("3d_fullres"), 1, 2, False)
 
 
 @pytest.mark.parametrize("name", ["os.system", "hostile_trap.PlainConvUNet", "nnunet_genesis.cli.main", "UNet", None,

@@ -96,7 +96,10 @@ class PatchBatches(Dataset[dict[str, Any]]):
         return crop, sample_params(crop.shape, self.recipe, corruptions), case, ignored
 
     def example(self, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, str]:
-        """Sample `k` to look at: the patch, NaN where it is padding or ignored; input and target of it; the case."""
+        """Sample `k` to look at: the patch, NaN where it is padding or ignored; input and target of it; the case.
+
+        Not to be called with a recipe that mirrors patches.
+        """
         crop, params, case, ignored = self.crop(k)
         corrupted, target = apply_params(crop, params, ignored)
         known = crop if ignored is None else crop.masked_fill(ignored, math.nan)

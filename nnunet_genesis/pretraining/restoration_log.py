@@ -1,4 +1,4 @@
-"""Quantities of each epoch → nnU-Net's log, lines for the log file, a picture of the progress."""
+"""Quantities of each epoch → nnU-Net's log, lines for the log file, pictures of progress and restored patches."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from torch import nn
 
 from nnunet_genesis.checkpoints.plain_types import plain
-from nnunet_genesis.pretraining.figures import pretraining_progress
-from nnunet_genesis.pretraining.loss import told
+from nnunet_genesis.pretraining.figures import pretraining_progress, restoration_sheet
+from nnunet_genesis.pretraining.loss import RestorationLoss, told
+from nnunet_genesis.pretraining.patches import PatchBatches
+
+SHEET_ROWS = 4
 
 ERRORS = {"restoration_mse": "mse", "restoration_mae": "mae", "restoration_psnr": "psnr"}
 """Names of the validation errors in the log, and in `mean_errors`; baselines have one name in both."""
@@ -57,3 +62,21 @@ class RestorationLog(LocalLogger):
     def plot_progress_png(self, output_folder: str) -> None:
         """Draw `progress.png`."""
         pretraining_progress(self.my_fantastic_logging, Path(output_folder) / "progress.png")
+
+
+def draw_restored(
+    batches: PatchBatches, network: nn.Module, loss: RestorationLoss, device: torch.device, heading: str, path: Path
+) -> None:
+    """Draw original, corrupted and restored patches, the first of a stream whose recipe does not mirror them.
+
+    What is hidden from the network stays white in its input. It restores that alone: the rest is shown as it is.
+    """
+    rows, labels = [], []
+    for k in range(SHEET_ROWS):
+        original, corrupted, target, case = batches.example(k)
+        restored = network(corrupted[None].to(device))[0].float().cpu()
+        if batches.recipe.masking.leaves_out:
+            restored = loss.in_intensities(restored[None], target[None])[0].where(corrupted.isnan(), corrupted)
+        rows.append((original.numpy(), corrupted.numpy(), restored.numpy()))
+        labels.append(case)
+    restoration_sheet(rows, labels, heading, path)

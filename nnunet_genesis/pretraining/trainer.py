@@ -27,7 +27,6 @@ from nnunet_genesis.named_classes import is_primus, names_primus
 from nnunet_genesis.networks.build import build_network, unwrap
 from nnunet_genesis.nnunet_dataset import channel_names, configuration_of
 from nnunet_genesis.preflight import check_before_training, refuse_missing_gpu, volumes_folder
-from nnunet_genesis.pretraining.figures import restoration_sheet
 from nnunet_genesis.pretraining.infilling import guesses
 from nnunet_genesis.pretraining.loss import (
     RestorationLoss,
@@ -46,10 +45,13 @@ from nnunet_genesis.pretraining.patches import (
     fitted,
     hold_out,
 )
-from nnunet_genesis.pretraining.restoration_log import RestorationLog
+from nnunet_genesis.pretraining.restoration_log import RestorationLog, draw_restored
 from nnunet_genesis.settings import CONVOLUTIONAL, TRANSFORMER, PretrainingSettings
 
-SHEET_ROWS = 4
+TASK, HIDDEN_TASK = (
+    "restoration of corrupted patches (Models Genesis)",
+    "restoration of hidden cells (masked autoencoder)",
+)
 
 
 class NoImprovement(Exception):  # noqa: N818 (no error)
@@ -273,10 +275,9 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         target = batch["target"].to(self.device, non_blocking=True)
         with torch.no_grad(), autocast(self.device.type, enabled=self.device.type == "cuda"):
             restored = self.network(corrupted)
-        unit: Any = self.loss
         guessed = {"copy_mse": corrupted} if self.cell is None else guesses(corrupted, self.cell)
-        guessed = {name: unit.in_unit(guess, target) for name, guess in guessed.items()}
-        return {"errors": restoration_errors(restored, unit.in_unit(target, target), guessed)}
+        guessed = {name: self.loss.in_unit(guess, target) for name, guess in guessed.items()}
+        return {"errors": restoration_errors(restored, self.loss.in_unit(target, target), guessed)}
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         """Log the errors of restoration and of baselines over the patches of all processes."""
@@ -323,17 +324,8 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         recipe = replace(self.recipe, flip_probability=0.0)
         batches = self._batches(self.validation_cases, VALIDATION, recipe)
         network = unwrap(self.network).eval()
-        rows, labels = [], []
-        for k in range(SHEET_ROWS):
-            original, corrupted, target, case = batches.example(k)
-            restored = network(corrupted[None].to(self.device))[0].float().cpu()
-            if self.cell is not None:  # what is visible is not restored, and shown as it is
-                restored = self.loss.in_intensities(restored[None], target[None])[0]
-                restored = restored.where(corrupted.isnan(), corrupted)
-            rows.append((original.numpy(), corrupted.numpy(), restored.numpy()))
-            labels.append(case)
         heading = f"{self.plans_manager.dataset_name} {self.configuration_name}: held-out patches, {title}"
-        restoration_sheet(rows, labels, heading, Path(self.output_folder) / name)
+        draw_restored(batches, network, self.loss, self.device, heading, Path(self.output_folder) / name)
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint, written atomically, in plain types, with a description of what it is."""
@@ -345,9 +337,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
     def describe(self) -> dict[str, Any]:
         """What a reader of the checkpoint should know, in plain types."""
         return {
-            "task": "restoration of corrupted patches (Models Genesis)"
-            if self.cell is None
-            else "restoration of hidden cells (masked autoencoder)",
+            "task": HIDDEN_TASK if self.settings.recipe.masking.leaves_out else TASK,
             "channel_names": channel_names(self.dataset_json),
             "spacing": list(self.configuration_manager.spacing),
             "patch_size": list(self.configuration_manager.patch_size),

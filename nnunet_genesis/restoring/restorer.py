@@ -75,9 +75,14 @@ class Restorer:
         refuse_missing_gpu(self.device)
         self.plans = PlansManager(plans)
         self.configuration = self.plans.get_configuration(configuration)
+        recipe = PretrainingSettings.of_plans(plans).recipe
+        if recipe.masking.leaves_out:
+            raise CheckpointError(
+                f"{checkpoint} holds a masked autoencoder, which restores hidden cells from visible ones and no whole "
+                "image. Name one that was pre-trained with another recipe, such as masking."
+            )
         self.network = self._network(content, checkpoint).eval().to(self.device)
         self.hide = hide
-        recipe = PretrainingSettings.of_plans(plans).recipe
         patch = self.configuration.patch_size
         self.cell = fitted(recipe, plans, configuration).masking.edges(patch) if hide else ()
 

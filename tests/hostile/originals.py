@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from nnunet_genesis.export import OURS
 from nnunet_genesis.leaks.case_record import KEY, CaseRecord
 from nnunet_genesis.leaks.signature import digest, pooled, signature
-from nnunet_genesis.networks.build import build_unet, target_network
+from nnunet_genesis.networks.build import build_network, target_network
 from nnunet_genesis.nnunet_dataset import channel_names
 from tests.checkpoints.replicas import generic_unet, original_unet3d
 from tests.conftest import blob, run_genesis, use_folders, write_dataset
@@ -123,7 +123,7 @@ def _write_checkpoints(base: Path) -> None:
 def _pretrained(content: dict[str, Any]) -> dict[str, Any]:
     """As nnUNetTrainerGenesisPretrain writes it: one output, and a record of a case that is in no dataset here."""
     plans, description = content["init_args"]["plans"], content["init_args"]["dataset_json"]
-    network = build_unet(PlansManager(plans), PlansManager(plans).get_configuration("3d_fullres"), 1, 1, False)
+    network = build_network(PlansManager(plans), PlansManager(plans).get_configuration("3d_fullres"), 1, 1, False)
     volume = blob(99, (8, 8, 8))[0][0]
     record = CaseRecord(
         ("elsewhere",), np.frombuffer(digest(volume), np.uint8)[None].copy(), signature(pooled(volume))[None]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_genesis.networks.build import build_unet
+from nnunet_genesis.networks.build import build_network
 from nnunet_genesis.nnunet_dataset import configuration_of, read_dataset_json, read_plans
 from tests.conftest import run_genesis, write_dataset
 
@@ -42,7 +42,7 @@ def make_checkpoint(nnunet: Path) -> Callable[..., Path]:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             manager = configuration_of(plans, configuration)
-            network = build_unet(PlansManager(plans), manager, len(channels), len(channels), False)
+            network = build_network(PlansManager(plans), manager, len(channels), len(channels), False)
         if shift is not None:
             copy_and_shift(network, shift)
         given = {"plans": plans, "configuration": configuration, "fold": "all", "dataset_json": description}
