@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
-from dynamic_network_architectures.architectures import primus
+with warnings.catch_warnings():  # of torch's own functions in libraries that transformers import
+    warnings.simplefilter("ignore", FutureWarning)
+    from dynamic_network_architectures.architectures import primus
 
 WIDTHS = {"s": (396, 12, 6), "b": (792, 12, 12), "m": (864, 16, 12), "l": (1056, 24, 16)}
 """Size → embed_dim, eva_depth, eva_numheads, as `dynamic_network_architectures` and nnU-Net's trainers have them."""
