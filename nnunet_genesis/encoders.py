@@ -117,7 +117,7 @@ class _Tokens(nn.Module):
 
 
 class Classifier(nn.Module):
-    """An encoder with the papers' head: average over space (of a Primus: over tokens) → linear, 1024, ReLU → linear, one logit per class."""
+    """An encoder with the papers' head: average over space or tokens → linear, 1024, ReLU → linear, logits."""
 
     def __init__(self, encoder: Encoder, classes: int, hidden: int = HIDDEN) -> None:
         """The encoder is trained too, unless its parameters are frozen.

@@ -155,8 +155,9 @@ def _from_primus(weights: dict[str, torch.Tensor], content: Mapping[str, Any]) -
     if trainer not in PRIMUS and transformers.is_described(block):
         notes = (*nnunet_v2.unknown_trainer(trainer), *notes)
     else:
-        block, assumed = transformers.derive_primus(tensors, patches)
-        notes += () if trainer in PRIMUS else assumed
+        published = trainer in PRIMUS or nnssl.MARK in content
+        block, assumed = transformers.derive_primus(tensors, patches, published)
+        notes += assumed
     validated = transformers.validate_primus(tensors, others, block)
     return _network(validated, kind, *notes, patch_size=validated.architecture["arch_kwargs"]["input_shape"], **facts)
 
