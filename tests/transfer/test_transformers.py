@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -295,6 +297,28 @@ def test_cells_of_twice_the_edge_read_the_mean_of_what_one_voxel_was(cell, facto
         fine = fine.repeat_interleave(factor, axis)
     constant = torch.einsum("oizyx,bizyx->bo", resize_cells(weight, [factor * n for n in cell]), torch.ones_like(fine))
     torch.testing.assert_close(constant, torch.einsum("oizyx->o", weight)[None])
+
+
+@pytest.mark.parametrize("registers", [{}, {"num_register_tokens": 2}])
+def test_tokens_that_were_numbered_with_swapped_axes_are_put_in_order(registers):
+    """As nnssl's masked autoencoder numbers them: "b c w h d -> b (h w d) c", undone after the transformer."""
+    block = primus_block(patch=(16, 16, 24), **registers)
+    network, target = build_primus(block), build_primus(block, seed=1)
+    old = replace(primus_source(block, network), turned=True)
+    report = match(old, target, ["T1"])
+    report.apply(target)
+    assert not report.limits
+    assert largest_difference(old, target, ["T1"]) == 0
+    assert largest_difference(replace(old, turned=False), target, ["T1"]) > 0.1
+    image = torch.randn(2, 1, 16, 16, 24)
+    with torch.no_grad():
+        grid = network.down_projection(image)
+        aside = network.register_tokens.expand(2, -1, -1) if registers else grid[:, :, 0, 0, :0].transpose(1, 2)
+        tokens = torch.cat([aside, rearrange(grid, "b c w h d -> b (h w d) c")], 1)
+        found = network.eva(tokens)[0][:, aside.shape[1] :]
+    theirs = rearrange(found, "b (h w d) c -> b c w h d", h=2, w=2)
+    torch.testing.assert_close(features(target, image), theirs, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(features(network, image), theirs, atol=0.1)
 
 
 PAGE = (REPOSITORY / "docs" / "transfer.md").read_text()
