@@ -19,6 +19,7 @@ from nnunet_genesis.networks.primus_layout import READS_IMAGE
 from nnunet_genesis.networks.tied_names import name_groups
 from nnunet_genesis.networks.wording import times
 from nnunet_genesis.transfer.channels import adapt_input_channels, channel_mixture
+from nnunet_genesis.transfer.tokens import in_order_of_axes
 
 HIDDEN = 1024
 """Width of the classifier's hidden layer in Models Genesis (Zhou et al., Medical Image Analysis 2021)."""
@@ -117,7 +118,7 @@ class _Tokens(nn.Module):
 
 
 class Classifier(nn.Module):
-    """An encoder with the papers' head: average over space (of a Primus: over tokens) → linear, 1024, ReLU → linear, one logit per class."""
+    """An encoder with the papers' head: average over space or tokens → linear, 1024, ReLU → linear, logits."""
 
     def __init__(self, encoder: Encoder, classes: int, hidden: int = HIDDEN) -> None:
         """The encoder is trained too, unless its parameters are frozen.
@@ -154,7 +155,7 @@ def load_encoder(checkpoint: str | Path, channels: Sequence[str] | None = None, 
         TransferError: `channels` is empty.
     """
     path = Path(checkpoint)
-    source = read_pretrained(path)
+    source = in_order_of_axes(read_pretrained(path))
     theirs = source.channel_labels
     ours = theirs if channels is None else list(channels)
     if not ours or isinstance(channels, str):

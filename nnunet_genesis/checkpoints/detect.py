@@ -144,9 +144,10 @@ def _from_primus(weights: dict[str, torch.Tensor], content: Mapping[str, Any]) -
     kind, trainer = "state dict of a Primus", nnunet_v2.trainer_of(content)
     prefix, patches, notes, block = None, list[Any](), tuple[str, ...](), None
     facts: dict[str, Any] = {}
+    turned = False
     if nnssl.MARK in content:
         kind = f"nnssl ({trainer})"
-        facts, prefix, patches, notes = nnssl.primus_plan_of(content)
+        facts, prefix, patches, turned = nnssl.primus_plan_of(content)
     elif isinstance(content.get("init_args"), Mapping) and "plans" in content["init_args"]:
         kind = f"nnU-Net v2 ({trainer})"
         block, facts, notes = nnunet_v2.plans_of(content)
@@ -155,10 +156,16 @@ def _from_primus(weights: dict[str, torch.Tensor], content: Mapping[str, Any]) -
     if trainer not in PRIMUS and transformers.is_described(block):
         notes = (*nnunet_v2.unknown_trainer(trainer), *notes)
     else:
-        block, assumed = transformers.derive_primus(tensors, patches)
-        notes += () if trainer in PRIMUS else assumed
+        published = trainer in PRIMUS or nnssl.MARK in content
+        block, assumed = transformers.derive_primus(tensors, patches, published)
+        notes += assumed
     validated = transformers.validate_primus(tensors, others, block)
-    return _network(validated, kind, *notes, patch_size=validated.architecture["arch_kwargs"]["input_shape"], **facts)
+    arguments = validated.architecture["arch_kwargs"]
+    facts["patch_size"] = arguments["input_shape"]
+    # with other edges it could not be undone, nor does nnssl train so
+    if turned and all(arguments[key][0] == arguments[key][1] for key in ("input_shape", "patch_embed_size")):
+        facts["turned"], notes = True, (nnssl.TURNED, *notes)
+    return _network(validated, kind, *notes, **facts)
 
 
 def _derived(tensors: dict[str, torch.Tensor], kind: str, facts: dict[str, Any], *notes: str) -> PretrainedNetwork:

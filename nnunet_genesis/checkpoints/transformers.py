@@ -67,7 +67,7 @@ def own_tensors(
 
 
 def derive_primus(
-    weights: Mapping[str, torch.Tensor], patches: Iterable[Any]
+    weights: Mapping[str, torch.Tensor], patches: Iterable[Any], published: bool = False
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Read the architecture off the tensors' names and shapes.
 
@@ -75,6 +75,7 @@ def derive_primus(
         weights: As `own_tensors` gives them.
         patches: Patches that the network may have been trained on, the likeliest first; the first that makes as many
             tokens as there are positions is taken. Without one, the patch is assumed to be a cube.
+        published: Whether it is known to have a published size, from which the number of heads follows.
 
     Returns:
         Architecture block, and what had to be assumed.
@@ -105,7 +106,8 @@ def derive_primus(
     }
     if kind == "PrimusV3":  # its defaults are these; the others' are not
         arguments |= {key: None if key == "init_values" else False for key in TRAINED_WITH if key not in arguments}
-    return {"network_class_name": PRIMUS + kind, "arch_kwargs": arguments, "_kw_requires_import": []}, assumed + cube
+    block = {"network_class_name": PRIMUS + kind, "arch_kwargs": arguments, "_kw_requires_import": []}
+    return block, cube if published else assumed + cube
 
 
 def _projection(weights: Mapping[str, torch.Tensor], image: torch.Tensor) -> tuple[str, dict[str, Any], list[int]]:

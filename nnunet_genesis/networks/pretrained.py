@@ -30,6 +30,7 @@ class PretrainedNetwork:
         spacing: Of the images it was trained on, in mm, None if unknown.
         normalisation: Scheme per channel, by nnU-Net's names, None if unknown.
         notes: What had to be assumed or left out.
+        turned: Whether a Primus numbers the tokens of a patch with its first two axes swapped.
         cases: Record of the images that it was trained on, as the file holds it; None if the file does not say.
     """
 
@@ -42,6 +43,7 @@ class PretrainedNetwork:
     spacing: list[float] | None = None
     normalisation: list[str] | None = None
     notes: tuple[str, ...] = ()
+    turned: bool = False
     cases: Any = None
 
     @property

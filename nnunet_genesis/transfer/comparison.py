@@ -14,6 +14,7 @@ from nnunet_genesis.networks.build import skeleton
 from nnunet_genesis.networks.pretrained import PretrainedNetwork
 from nnunet_genesis.transfer.channels import channel_mixture
 from nnunet_genesis.transfer.token_outputs import token_outputs
+from nnunet_genesis.transfer.tokens import in_order_of_axes
 
 EDGE = 4
 """Voxels along each axis of what a stage gives out. Patches of whole networks would take more memory than weights."""
@@ -40,7 +41,7 @@ def largest_difference(source: PretrainedNetwork, target: nn.Module, channels: S
     target.eval()
     with torch.inference_mode():
         outputs = token_outputs if is_primus(target) else _outputs
-        pairs = list(outputs(_with_weights(source, dtype), target, matrix))
+        pairs = list(outputs(_with_weights(in_order_of_axes(source), dtype), target, matrix))
     target.train(training)
     found = [_relative(*pair) for pair in pairs]
     return max(inf if isnan(each) else each for each in found)

@@ -32,7 +32,7 @@ from nnunet_genesis.transfer.differences import refuse_other_family
 from nnunet_genesis.transfer.kernels import single_precision
 from nnunet_genesis.transfer.records import Cause, Reason, State, TensorRecord
 from nnunet_genesis.transfer.report import TransferReport
-from nnunet_genesis.transfer.tokens import resize_cells, resize_positions
+from nnunet_genesis.transfer.tokens import in_order_of_axes, resize_cells, resize_positions
 
 PROJECTION = "down_projection.proj.weight"
 SCALES = ("gamma_1", "gamma_2")
@@ -67,6 +67,7 @@ def match_primus(
     Raises:
         TransferError: Tokens are made in another way, or have another width.
     """
+    source = in_order_of_axes(source)
     pair = _Pair(describe_primus(built), describe_primus(network), channel_mixture(source.channel_labels, channels))
     initial = network.state_dict()
     _refuse(pair, initial, channels)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch.nn.functional import interpolate
+
+from nnunet_genesis.networks.layout import AXES
+from nnunet_genesis.networks.pretrained import PretrainedNetwork
+from nnunet_genesis.networks.primus_layout import POSITIONS
+
+ROTATED = re.compile(r"eva\.blocks\.\d+\.attn\.(q_proj\.(weight|bias)|k_proj\.weight)")
+"""What makes queries and keys: features of a head are rotated by the place along z, y and x, a third of them each."""
 
 
 def resize_cells(weight: torch.Tensor, cell: Sequence[int]) -> torch.Tensor:
@@ -55,3 +64,22 @@ def resize_positions(
     grid = placed.transpose(1, 2).unflatten(2, tuple(source))
     resized = interpolate(grid, tuple(target), mode="trilinear", align_corners=False)
     return torch.cat([aside, resized.flatten(2).transpose(1, 2)], 1)
+
+
+def in_order_of_axes(source: PretrainedNetwork) -> PretrainedNetwork:
+    """The same function for a Primus that numbers tokens z, y, x, as nnU-Net's does.
+
+    Where the first two axes are swapped, so are the places of learned positions, and the features of queries and keys
+    that are rotated by them; attention, which multiplies the two, is the same.
+    """
+    if not source.turned:
+        return source
+    kwargs = source.architecture["arch_kwargs"]
+    edge = kwargs["input_shape"][0] // kwargs["patch_embed_size"][0]
+    width, registers = kwargs["embed_dim"], kwargs.get("num_register_tokens", 0)
+    features = torch.arange(width).reshape(kwargs["eva_numheads"], AXES, -1)[:, [1, 0, 2]].flatten()
+    weights = {name: tensor[features] if ROTATED.fullmatch(name) else tensor for name, tensor in source.weights.items()}
+    if POSITIONS in weights:
+        placed = weights[POSITIONS][:, registers:].unflatten(1, (edge, edge, -1)).transpose(1, 2).flatten(1, 3)
+        weights[POSITIONS] = torch.cat([weights[POSITIONS][:, :registers], placed], 1)
+    return replace(source, weights=weights, turned=False)

@@ -16,6 +16,7 @@ from torch import nn
 from nnunet_genesis.checkpoints.detect import detect
 from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.checkpoints.trainers import PRIMUS
+from nnunet_genesis.encoders import load_encoder
 from nnunet_genesis.errors import CheckpointError
 from nnunet_genesis.networks.pretrained import PretrainedNetwork
 from nnunet_genesis.networks.tied_names import name_groups
@@ -119,10 +120,16 @@ def test_nnssl(tmp_path: Path, prefix):
     assert (source.normalisation, source.spacing) == (["ZScoreNormalization"], [1, 1, 1])
     notes = " ".join(source.notes)
     assert "first two axes swapped" in notes
-    assert "6 heads are assumed" in notes
+    assert "assumed" not in notes
     assert ("encoder only" in notes) == bool(prefix)
     assert "tensors are no part of a Primus and are not used, e.g." in notes
-    assert not any("swapped" in note for note in detect(content | {"trainer_name": "SimMIMEvaTrainer"}).notes)
+    assert source.turned
+    other = detect(content | {"trainer_name": "SimMIMEvaTrainer"})
+    assert not other.turned
+    assert not any("swapped" in note for note in other.notes)
+    encoder_of_it = load_encoder(tmp_path / "checkpoint_final.pth").eval()
+    assert torch.equal(encoder_of_it.stages.eva.norm.weight, held["eva.norm.weight"])
+    assert not torch.equal(encoder_of_it.stages.eva.pos_embed, held["eva.pos_embed"])
 
 
 @pytest.mark.parametrize("kind", KINDS)

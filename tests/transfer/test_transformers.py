@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +20,7 @@ from nnunet_genesis.transfer.matching import match
 from nnunet_genesis.transfer.records import State
 from nnunet_genesis.transfer.report import ROUNDING, TransferReport
 from nnunet_genesis.transfer.tokens import resize_cells, resize_positions
+from tests.conftest import REPOSITORY
 from tests.primus import KINDS, build_primus, primus_block, primus_source
 from tests.transfer.networks import architecture, build, names, source
 
@@ -294,3 +297,78 @@ def test_cells_of_twice_the_edge_read_the_mean_of_what_one_voxel_was(cell, facto
         fine = fine.repeat_interleave(factor, axis)
     constant = torch.einsum("oizyx,bizyx->bo", resize_cells(weight, [factor * n for n in cell]), torch.ones_like(fine))
     torch.testing.assert_close(constant, torch.einsum("oizyx->o", weight)[None])
+
+
+@pytest.mark.parametrize("registers", [{}, {"num_register_tokens": 2}])
+def test_tokens_that_were_numbered_with_swapped_axes_are_put_in_order(registers):
+    """As nnssl's masked autoencoder numbers them: "b c w h d -> b (h w d) c", undone after the transformer."""
+    block = primus_block(patch=(16, 16, 24), **registers)
+    network, target = build_primus(block), build_primus(block, seed=1)
+    old = replace(primus_source(block, network), turned=True)
+    report = match(old, target, ["T1"])
+    report.apply(target)
+    assert not report.limits
+    assert largest_difference(old, target, ["T1"]) == 0
+    assert largest_difference(replace(old, turned=False), target, ["T1"]) > 0.1
+    image = torch.randn(2, 1, 16, 16, 24)
+    with torch.no_grad():
+        grid = network.down_projection(image)
+        aside = network.register_tokens.expand(2, -1, -1) if registers else grid[:, :, 0, 0, :0].transpose(1, 2)
+        tokens = torch.cat([aside, rearrange(grid, "b c w h d -> b (h w d) c")], 1)
+        found = network.eva(tokens)[0][:, aside.shape[1] :]
+    theirs = rearrange(found, "b (h w d) c -> b c w h d", h=2, w=2)
+    torch.testing.assert_close(features(target, image), theirs, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(features(network, image), theirs, atol=0.1)
+
+
+PAGE = (REPOSITORY / "docs" / "transfer.md").read_text()
+PLAIN: dict[str, Any] = {}
+CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
+    "nothing": (PLAIN, PLAIN, ("T1",), ("T1",)),
+    "more blocks": (PLAIN, {"eva_depth": 3}, ("T1",), ("T1",)),
+    "fewer blocks": ({"eva_depth": 3}, PLAIN, ("T1",), ("T1",)),
+    "another patch, hence another grid of tokens": (PLAIN, {"patch": (24, 24, 16)}, ("T1",), ("T1",)),
+    "a larger or smaller cell of voxels for a token": (
+        PLAIN, {"patch": (32, 48, 32), "cell": (16, 16, 16)}, ("T1",), ("T1",)
+    ),
+    "another number of heads": (PLAIN, {"eva_numheads": 1}, ("T1",), ("T1",)),
+    "no layer scale in the checkpoint": ({"init_values": None}, PLAIN, ("T1",), ("T1",)),
+    "no norm within attention in the checkpoint": ({"scale_attn_inner": False}, PLAIN, ("T1",), ("T1",)),
+    "input channels of a Primus in another order": (PLAIN, PLAIN, ("T1", "T2"), ("T2", "T1")),
+    "further input channels of a Primus beside namesakes": (PLAIN, PLAIN, ("T1",), ("T1", "PD")),
+}  # fmt: skip
+
+
+def table_of_primus() -> dict[str, str]:
+    rows = PAGE[PAGE.index("\n| change of a Primus |") :].strip().split("\n\n")[0].splitlines()[2:]
+    return {change: re.sub(r"\[\^\w+\]", "", kept).strip() for change, kept in
+            (row.strip("| ").split(" | ") for row in rows)}  # fmt: skip
+
+
+def test_the_page_has_every_change():
+    assert list(table_of_primus()) == list(CHANGES)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_page_says_what_is_kept(change):
+    old, new, channels, ours = CHANGES[change]
+    report, network, target = carried(primus_block(**old), primus_block(**new), channels, ours)
+    factor = target.eva.rope.feat_shape == network.eva.rope.feat_shape
+    cells = torch.randn(1, len(channels), 2, 3, 2)
+    edge = network.down_projection.proj.kernel_size[0]
+    image = {"any": torch.randn(1, len(channels), 16, 24, 16)}
+    image["constant cells"] = cells.repeat_interleave(edge, 2).repeat_interleave(edge, 3).repeat_interleave(edge, 4)
+    before = {kind: features(network, each) for kind, each in image.items()}
+    wider = [channels.index(name) if name in channels else 0 for name in ours]
+    new_edge = target.down_projection.proj.kernel_size[0]
+    shown = {kind: each[:, wider].repeat_interleave(new_edge // edge, 2).repeat_interleave(new_edge // edge, 3)
+             .repeat_interleave(new_edge // edge, 4) for kind, each in image.items()}  # fmt: skip
+    if new_edge != edge:  # what is within a cell of the finer image differs
+        shown["any"] = shown["any"] + torch.randn_like(shown["any"])
+    same = {kind: factor and torch.allclose(before[kind], features(target, each), rtol=1e-4, atol=1e-4)
+            for kind, each in shown.items()}  # fmt: skip
+    taken = report.encoder_coverage == 1 or len(target.eva.blocks) > len(network.eva.blocks)
+    words = {(True, True, True): "exact", (False, True, True): "constant cells only", (False, False, True): "changed",
+             (False, False, False): "new"}  # fmt: skip
+    assert table_of_primus()[change] == words[same["any"], same["constant cells"], taken]
+    assert report.exact == same["any"]

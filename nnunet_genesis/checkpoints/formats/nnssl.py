@@ -23,7 +23,7 @@ OTHER_PATCHES = ("pretrain_patch_size", "recommended_downstream_patchsize")
 """Keys of the plan; trainers of Primus crop patches of their own."""
 TURNED = (
     "nnssl's masked autoencoders number the tokens of a patch with its first two axes swapped, nnU-Net's Primus does "
-    "not; the tensors are taken as they are, as nnU-Net's own fine-tuning takes them"
+    "not: a transfer swaps positions, and what they rotate, accordingly"
 )
 INCOMPLETE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, StopIteration)
 
@@ -63,12 +63,12 @@ def plan_of(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any],
     return architecture, facts, encoder
 
 
-def primus_plan_of(content: Mapping[str, Any]) -> tuple[dict[str, Any], str, list[Any], tuple[str, ...]]:
+def primus_plan_of(content: Mapping[str, Any]) -> tuple[dict[str, Any], str, list[Any], bool]:
     """Read the adaptation plan of a Primus, which names a published size; the tensors tell more.
 
     Returns:
         `spacing` and `normalisation` of a `PretrainedNetwork`; what begins the names of the Primus's tensors; patches
-        that it may have been trained on; notes.
+        that it may have been trained on; whether it numbers tokens with the first two axes of a patch swapped.
 
     Raises:
         CheckpointError: The plan is incomplete.
@@ -80,8 +80,9 @@ def primus_plan_of(content: Mapping[str, Any]) -> tuple[dict[str, Any], str, lis
         patches = [[int(size) for size in plain(patch, as_json=True)] for patch in patches if patch is not None]
     except INCOMPLETE:
         raise CheckpointError("has an incomplete nnssl adaptation plan.") from None
-    notes = () if "SimMIM" in str(content.get("trainer_name")) else (TURNED,)
-    return facts, encoder.removesuffix("eva"), patches, notes
+    # EvaMAE, which all of nnssl's trainers of Primus but one train: "b c w h d -> b (h w d) c"
+    turned = "SimMIM" not in str(content.get("trainer_name"))
+    return facts, encoder.removesuffix("eva"), patches, turned
 
 
 def to_nnunet(weights: Mapping[str, torch.Tensor], encoder: str) -> dict[str, torch.Tensor]:
