@@ -81,12 +81,11 @@ def weights_after(ready: Path, stock: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def figures(monkeypatch) -> dict[str, Figure]:
-    """Each figure as it was saved."""
-    drawn: dict[str, Figure] = {}
+def figures(monkeypatch) -> list[Figure]:
+    """Figures as they were saved."""
+    drawn: list[Figure] = []
     save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: (
-        drawn.update({re.sub(r"^\.|\.incomplete.*", "", Path(path).name): self}), save(self, path, **options)))  # fmt: skip
+    monkeypatch.setattr(Figure, "savefig", lambda self, *where, **how: (drawn.append(self), save(self, *where, **how)))
     return drawn
 
 
@@ -151,7 +150,7 @@ def test_pictures_show_what_was_visible_and_what_was_restored(ready: Path, genes
     trainer.initialize()
     trainer.get_dataloaders()
     trainer.draw_sheet("sheet.png", "now")
-    axes = np.array(next(iter(figures.values())).axes).reshape(4, 4)
+    axes = np.array(figures[0].axes).reshape(4, 4)
     batches = trainer._batches(trainer.validation_cases, VALIDATION)
     for k, across in enumerate(axes):
         original, corrupted, target, _ = batches.example(k)
@@ -210,7 +209,7 @@ def test_whole_images_are_not_restored_by_a_masked_autoencoder(ready: Path, gene
 def test_the_preview_shows_hidden_cells(ready: Path, genesis, figures):
     plan(ready, genesis, "--recipe", "mae")
     assert genesis("preview", "-d", 501, "-c", "3d_fullres", "-o", ready / "preview.png", "-n", 1) == 0
-    pictures = [ax.images[0].get_array() for ax in figures["preview.png"].axes]
+    pictures = [ax.images[0].get_array() for ax in figures[0].axes]
     assert [bool(np.ma.getmaskarray(image).any() or np.isnan(image).any()) for image in pictures] == [False] + [
         True
     ] * 4
