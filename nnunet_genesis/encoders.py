@@ -14,6 +14,8 @@ from torch import nn
 from nnunet_genesis.architecture_checks import check_architecture
 from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.errors import CheckpointError, TransferError
+from nnunet_genesis.named_classes import is_primus
+from nnunet_genesis.networks.primus_layout import READS_IMAGE
 from nnunet_genesis.networks.tied_names import name_groups
 from nnunet_genesis.networks.wording import times
 from nnunet_genesis.transfer.channels import adapt_input_channels, channel_mixture
@@ -23,7 +25,10 @@ HIDDEN = 1024
 
 
 class Encoder(nn.Module):
-    """The encoder of a U-Net: the network that `nnunet_genesis.encoder` returns.
+    """The encoder of a U-Net or a Primus: the network that `nnunet_genesis.encoder` returns.
+
+    A Primus has one stage, whose features are its tokens after the last norm. Its positions are those of one patch, so
+    that it reads images of that size alone.
 
     Attributes:
         channels: Names of the input channels.
@@ -61,7 +66,8 @@ class Encoder(nn.Module):
 
         Raises:
             TransferError: The image has other channels or axes, its edges are no multiples of `strides[-1]`, or the
-                deepest stage would have a single voxel, which normalisation makes constant.
+                deepest stage would have a single voxel, which normalisation makes constant; or it is not of the size
+                of a Primus's patch.
         """
         self._refuse(image)
         return self.stages(image)  # type: ignore[no-any-return]
@@ -79,6 +85,11 @@ class Encoder(nn.Module):
                 "nnunet_genesis.encoder(…, channels=[…])."
             )
         size, deepest = list(image.shape[2:]), self.strides[-1]
+        if isinstance(self.stages, _Tokens) and size != self.patch_size:
+            raise TransferError(
+                f"An image of {times(size)} voxels does not suit the encoder: the positions of its tokens are those of "
+                f"patches of {times(self.patch_size or ())}. Crop or pad it."
+            )
         if any(edge % stride for edge, stride in zip(size, deepest, strict=True)) or size == deepest:
             raise TransferError(
                 f"An image of {times(size)} voxels does not suit the encoder: edges must be multiples of "
@@ -86,8 +97,27 @@ class Encoder(nn.Module):
             )
 
 
+class _Tokens(nn.Module):
+    """A Primus without what makes logits: image → its tokens in their grid, as a list of one stage."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.down_projection, self.eva, self.register_tokens = (
+            network.down_projection, network.eva, network.register_tokens,
+        )  # fmt: skip
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """(N, C, z, y, x) → one (N, width, *grid)."""
+        grid = self.down_projection(image)
+        tokens = grid.flatten(2).transpose(1, 2)
+        if self.register_tokens is not None:
+            tokens = torch.cat([self.register_tokens.expand(len(tokens), -1, -1), tokens], 1)
+        features, _ = self.eva(tokens)
+        return [features[:, -grid[0, 0].numel() :].transpose(1, 2).reshape(grid.shape)]
+
+
 class Classifier(nn.Module):
-    """An encoder with the papers' head: average over space → linear, 1024, ReLU → linear, one logit per class."""
+    """An encoder with the papers' head: average over space (of a Primus: over tokens) → linear, 1024, ReLU → linear, one logit per class."""
 
     def __init__(self, encoder: Encoder, classes: int, hidden: int = HIDDEN) -> None:
         """The encoder is trained too, unless its parameters are frozen.
@@ -137,6 +167,9 @@ def load_encoder(checkpoint: str | Path, channels: Sequence[str] | None = None, 
             warnings.warn(text, stacklevel=2)
         _load(encoder, source.weights, mixture.matrix, path)
     arguments = source.architecture["arch_kwargs"]
+    if isinstance(encoder, _Tokens):
+        cell, patch = arguments["patch_embed_size"], arguments["input_shape"]
+        return Encoder(encoder, ours, [arguments["embed_dim"]], [cell], patch)
     return Encoder(encoder, ours, arguments["features_per_stage"], arguments["strides"], source.patch_size)
 
 
@@ -149,16 +182,18 @@ def _fresh(architecture: Mapping[str, Any], channels: int) -> nn.Module:
         architecture["network_class_name"], architecture["arch_kwargs"], architecture["_kw_requires_import"], channels,
         1, allow_init=True, deep_supervision=False,
     )  # fmt: skip
-    encoder: nn.Module = network.encoder
+    encoder: nn.Module = _Tokens(network) if is_primus(network) else network.encoder
     return encoder
 
 
 def _load(encoder: nn.Module, weights: Mapping[str, torch.Tensor], matrix: torch.Tensor, path: Path) -> None:
-    """Write the checkpoint's weights into an encoder, those of the first convolution mixed to its channels."""
-    first, *others = name_groups(encoder)  # the convolution that reads the image is registered first
-    found = {name: weights[f"encoder.{name}"] for name in (first, *others) if f"encoder.{name}" in weights}
-    for name in (first, *others):
+    """Write the checkpoint's weights into an encoder, those that read the image mixed to its channels."""
+    names, prefix = list(name_groups(encoder)), "" if isinstance(encoder, _Tokens) else "encoder."
+    found = {name: weights[prefix + name] for name in names if prefix + name in weights}
+    for name in names:
         if name not in found:
-            raise CheckpointError(f"{path} has no complete encoder: encoder.{name} is missing.")
-    found[first] = adapt_input_channels(found[first], matrix)
+            raise CheckpointError(f"{path} has no complete encoder: {prefix}{name} is missing.")
+    # the convolution of a U-Net that reads the image is registered first
+    for name in [name for name in names if READS_IMAGE.fullmatch(name)] or names[:1]:
+        found[name] = adapt_input_channels(found[name], matrix)
     encoder.load_state_dict(found, strict=False)  # a tensor's other names share its memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import re
@@ -17,12 +18,15 @@ import torch
 from nnunet_genesis.checkpoints.reading import network_weights, read_checkpoint
 from nnunet_genesis.errors import CheckpointError, DatasetError, printable, reason
 from nnunet_genesis.files import read_json, write_json
+from nnunet_genesis.named_classes import PRIMUS, names_primus
 from nnunet_genesis.nnunet_dataset import check_configuration, configuration_of
 from nnunet_genesis.plans_checks import check_description, is_plain_name
+from nnunet_genesis.primus_plans import stock_trainer
 from nnunet_genesis.resources import trainers_folder
 
 OURS = "nnUNetTrainerGenesisFinetune"
 STOCK = "nnUNetTrainer"
+LIBRARY = "dynamic_network_architectures.architectures.primus."
 
 KEPT = ("dataset.json", "dataset_fingerprint.json")
 KEPT_OF_FOLD = ("progress.png", "network_architecture.pdf", "validation/summary.json")
@@ -54,7 +58,8 @@ class Exported:
 def export(folder: Path, checkpoint: str = "checkpoint_final.pth") -> Exported:
     """Make a fine-tuned model one of stock nnU-Net: no trainer of this package, no genesis block in its plans.
 
-    Written beside the original as `nnUNetTrainer__<plans>__<configuration>`, once nnU-Net's predictor has computed
+    Written beside the original as `<trainer>__<plans>__<configuration>`, the trainer being `nnUNetTrainer`, or for a
+    Primus the one that builds it, e.g. `nnUNet_Primus_M_Trainer`, once nnU-Net's predictor has computed
     equal logits from both, fold by fold. Nothing is left behind otherwise. Optimiser, log and the note on where the
     weights came from stay in the checkpoints.
 
@@ -70,11 +75,12 @@ def export(folder: Path, checkpoint: str = "checkpoint_final.pth") -> Exported:
     if not is_plain_name(checkpoint):
         raise DatasetError(f"-chk takes the name of a file in each fold, not {printable(checkpoint, 80)}.")
     folder = folder.resolve()
-    target = _target(folder)
+    _refuse_other_folders(folder)
     plans = read_json(folder / "plans.json", "The plans file", "Name the folder that holds the folds.")
     configuration = folder.name.split("__")[-1]
     described = _checked(folder, plans, configuration)
-    _refuse_own_network(plans, configuration)
+    trainer = _trainer(plans, configuration)
+    target = _target(folder, trainer)
     folds = sorted(found.name for found in folder.glob("fold_*") if found.is_dir() and FOLD.fullmatch(found.name))
     finished = [fold for fold in folds if (folder / fold / checkpoint).is_file()]
     if not finished:
@@ -87,14 +93,15 @@ def export(folder: Path, checkpoint: str = "checkpoint_final.pth") -> Exported:
             write_json(_stock_plans(plans), draft / results.name / "plans.json")
         for fold in finished:
             _copy(folder / fold, draft / fold, KEPT_OF_FOLD)
-            torch.save(_stock_checkpoint(folder / fold / checkpoint, configuration), draft / fold / checkpoint)
+            content = _stock_checkpoint(folder / fold / checkpoint, configuration, trainer)
+            torch.save(content, draft / fold / checkpoint)
         patches, compared = _patches(plans, configuration, described)
         for fold in finished:  # nnU-Net's own reading would run code in a checkpoint: all were read above without
             _compare(folder, draft, fold, checkpoint, patches)
     return Exported(target, finished, [fold for fold in folds if fold not in finished], compared)
 
 
-def _target(folder: Path) -> Path:
+def _refuse_other_folders(folder: Path) -> None:
     if not folder.is_dir():
         raise DatasetError(f"The results folder {folder} does not exist. Check the path.")
     if not folder.name.startswith(f"{OURS}__"):
@@ -102,7 +109,10 @@ def _target(folder: Path) -> Path:
             f"{folder.name} is not the results folder of a fine-tuned model: its name would be "
             f"{OURS}__PLANS__CONFIGURATION. Models of nnU-Net's own trainers need no export."
         )
-    target = folder.with_name(folder.name.replace(OURS, STOCK, 1))
+
+
+def _target(folder: Path, trainer: str) -> Path:
+    target = folder.with_name(folder.name.replace(OURS, trainer, 1))
     if target.exists():
         raise DatasetError(f"{target} exists and would be overwritten. Remove or rename it.")
     return target
@@ -120,20 +130,32 @@ def _checked(folder: Path, plans: dict[str, Any], configuration: str) -> dict[st
     return described
 
 
-def _refuse_own_network(plans: dict[str, Any], configuration: str) -> None:
+def _trainer(plans: dict[str, Any], configuration: str) -> str:
+    """Name of the trainer of nnU-Net that builds the network."""
     name = str(configuration_of(plans, configuration).network_arch_class_name)
-    if name.startswith("nnunet_genesis."):
+    if not name.startswith("nnunet_genesis."):
+        return STOCK
+    trainer = stock_trainer(plans, configuration) if names_primus(name) else None
+    if trainer is None:
+        why = "nnU-Net has no trainer that builds a Primus of this size (it has S, B, M and L): " * names_primus(name)
         raise CheckpointError(
-            f"The network {name} is a class of nnunet-genesis: no model with it can predict without this package. "
+            f"The network {name} is a class of nnunet-genesis: {why}no model with it can predict without this package. "
             f"Share the folder as it is; nnUNetv2_predict needs nnunet-genesis and -tr {OURS}."
         )
+    return trainer
 
 
 def _stock_plans(plans: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in plans.items() if key != "genesis"}
+    """Plans that name nothing of this package: of a Primus the library's class, which nnU-Net's trainers build."""
+    stock = {key: copy.deepcopy(value) for key, value in plans.items() if key != "genesis"}
+    for block in stock["configurations"].values():
+        name = block.get("architecture", {}).get("network_class_name", "")
+        if names_primus(name):
+            block["architecture"]["network_class_name"] = LIBRARY + name.removeprefix(PRIMUS)
+    return stock
 
 
-def _stock_checkpoint(path: Path, configuration: str) -> dict[str, Any]:
+def _stock_checkpoint(path: Path, configuration: str, stock: str) -> dict[str, Any]:
     """A checkpoint's content with nnU-Net's trainer in place of ours."""
     content = read_checkpoint(path)
     network_weights(content, path)
@@ -145,7 +167,7 @@ def _stock_checkpoint(path: Path, configuration: str) -> dict[str, Any]:
         raise CheckpointError(f'{path} is incomplete: "trainer_name" or "init_args" are not nnU-Net\'s.') from None
     if (trainer, given) != (OURS, configuration):
         raise CheckpointError(f"{path} is of {trainer}, {given}, not of {OURS}, {configuration}, as its folder says.")
-    return {**content, "trainer_name": STOCK, "init_args": arguments}
+    return {**content, "trainer_name": stock, "init_args": arguments}
 
 
 def _copy(source: Path, target: Path, names: tuple[str, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import nn
 
 from nnunet_genesis.batches import SeededBatches, load, no_loading_processes
 from nnunet_genesis.checkpoints.reading import network_weights, read_checkpoint
@@ -18,7 +19,8 @@ from nnunet_genesis.checkpoints.saving import save_plain, versions
 from nnunet_genesis.errors import CheckpointError, TransferError, one_line, reason
 from nnunet_genesis.files import sha256
 from nnunet_genesis.named_classes import is_primus, names_primus
-from nnunet_genesis.networks.build import build_network, encoder_parameters, unwrap
+from nnunet_genesis.networks.build import build_network, encoder_parameters, is_head, unwrap
+from nnunet_genesis.networks.depths import encoder_depths
 from nnunet_genesis.preflight import (
     check_before_training,
     refuse_missing_first_stage,
@@ -30,22 +32,44 @@ from nnunet_genesis.settings import FineTuningSettings
 
 
 class WarmupPoly(PolyLRScheduler):
-    """Linear warm-up, then nnU-Net's poly schedule over the remaining epochs; the encoder (group 1) may lag behind."""
+    """Linear warm-up, then nnU-Net's poly schedule over the remaining epochs; the encoder's groups may lag behind."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, settings: FineTuningSettings) -> None:
-        """The rate of the epochs before the end of the warm-up is `learning_rate * (epoch + 1) / (warmup + 1)`."""
-        self.settings = settings
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, settings: FineTuningSettings, shares: Sequence[float] = (1.0,)
+    ) -> None:
+        """The rate of the epochs before the end of the warm-up is `learning_rate * (epoch + 1) / (warmup + 1)`.
+
+        Args:
+            optimizer: Its first group are the layers outside the encoder, the others are the encoder's.
+            settings: Rates, warm-up and freezing.
+            shares: For each of the encoder's groups, its rate as share of that of the encoder.
+        """
+        self.settings, self.shares = settings, shares
         super().__init__(optimizer, settings.rates()[0], settings.epochs - settings.warmup)
 
     def step(self, current_step: int | None = None) -> None:
         """Set the learning rates of epoch `current_step`; that of a frozen encoder is 0."""
         epoch = 0 if current_step is None else current_step
         super().step(max(0, epoch - self.settings.warmup))
-        rest, encoder = self.optimizer.param_groups
+        rest, *encoder = self.optimizer.param_groups
         if epoch < self.settings.warmup:
             rest["lr"] = self.initial_lr * (epoch + 1) / (self.settings.warmup + 1)
-        encoder["lr"] = rest["lr"] * self.settings.encoder_lr_scale * (epoch >= self.settings.freeze_epochs)
-        self._last_lr = [rest["lr"], encoder["lr"]]
+        for group, share in zip(encoder, self.shares, strict=True):
+            group["lr"] = rest["lr"] * self.settings.encoder_lr_scale * share * (epoch >= self.settings.freeze_epochs)
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+
+def encoder_groups(network: nn.Module, layer_lr_decay: float) -> list[tuple[list[nn.Parameter], float]]:
+    """Parameters of stem and encoder in groups of one learning rate, and its share of the encoder's.
+
+    With a decay of 1 there is one group, as in checkpoints of trainings that knew no other. Otherwise block i of n has
+    the share `layer_lr_decay ** (n + 1 - i)`, and what comes before the blocks that of i = 0, as in SelfMedMAE
+    (arXiv 2203.05573) and BEiT; blocks of a U-Net are its stages.
+    """
+    if layer_lr_decay == 1:
+        return [(encoder_parameters(network), 1.0)]
+    depths = encoder_depths(network)
+    return [(group, layer_lr_decay ** (len(depths) - 1 - depth)) for depth, group in enumerate(depths) if group]
 
 
 class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
@@ -78,24 +102,36 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
         self.has_resumed = False
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
-        """nnU-Net's optimiser or AdamW, with a group for the encoder; nnU-Net's schedule after a warm-up."""
+        """nnU-Net's optimiser or AdamW, with groups for the encoder; nnU-Net's schedule after a warm-up."""
         if self.settings.optimizer == "adamw":
-            parameters = self.network.parameters()
-            optimizer = torch.optim.AdamW(parameters, self.initial_lr, weight_decay=self.weight_decay)
+            optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+                self.network.parameters(),
+                self.initial_lr,
+                betas=(0.9, self.settings.beta2),
+                weight_decay=self.weight_decay,
+            )
         else:
             optimizer, _ = super().configure_optimizers()
-        encoder = encoder_parameters(unwrap(self.network))
-        within = {id(parameter) for parameter in encoder}
-        (group,) = optimizer.param_groups
-        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in within]
-        optimizer.add_param_group({"params": encoder})
-        return optimizer, WarmupPoly(optimizer, self.settings)
+        groups = encoder_groups(unwrap(self.network), self.settings.layer_lr_decay)
+        within = {id(parameter) for parameters, _ in groups for parameter in parameters}
+        (rest,) = optimizer.param_groups
+        rest["params"] = [parameter for parameter in rest["params"] if id(parameter) not in within]
+        for parameters, _ in groups:
+            optimizer.add_param_group({"params": parameters})
+        if self.settings.gradient_clipping < FineTuningSettings.gradient_clipping:
+            optimizer.register_step_pre_hook(self._clip)
+        return optimizer, WarmupPoly(optimizer, self.settings, [share for _, share in groups])
+
+    def _clip(self, *_: Any) -> None:
+        """Clip gradients further than nnU-Net's step does, which has unscaled them."""
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clipping)
 
     def on_train_epoch_start(self) -> None:
         """As in nnU-Net; an encoder that thaws starts without the moments of the gradients that it did not follow."""
         if self.current_epoch == self.settings.freeze_epochs > 0:
-            for parameter in self.optimizer.param_groups[1]["params"]:
-                self.optimizer.state.pop(parameter, None)
+            for group in self.optimizer.param_groups[1:]:
+                for parameter in group["params"]:
+                    self.optimizer.state.pop(parameter, None)
         super().on_train_epoch_start()
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
@@ -147,9 +183,11 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
 
     def on_train_start(self) -> None:
         """Load the transferred weights into a fresh training, then as in nnU-Net."""
+        own = self.settings
         self.print_to_log_file(
-            f"Fine-tuning with {self.settings.optimizer}: learning rate {self.settings.learning_rate:g} after "
-            f"{self.settings.warmup} epochs of warm-up, weight decay {self.settings.weight_decay:g}"
+            f"Fine-tuning with {own.optimizer}: learning rate {own.learning_rate:g} after {own.warmup} epochs of "
+            f"warm-up, weight decay {own.weight_decay:g}, rates of layers fall by {own.layer_lr_decay:g}, gradients "
+            f"are clipped at {own.gradient_clipping:g}"
         )
         if not self.has_resumed:
             with one_line():
@@ -187,7 +225,7 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
             self.initialize()
         # heads belong to the task: this training's seed decides them
         own = unwrap(self.network).state_dict()
-        weights |= {name: tensor for name, tensor in own.items() if ".seg_layers." in name}
+        weights |= {name: tensor for name, tensor in own.items() if is_head(name)}
         try:
             unwrap(self.network).load_state_dict(weights, strict=True)
         except RuntimeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,14 @@ from nnunet_genesis.settings import PretrainingSettings
 PLANS_NAME = "nnUNetGenesisPlans"
 
 
-def plan_like(dataset: str, target: str, target_plans: str, plans_name: str, settings: PretrainingSettings) -> Path:
+def plan_like(
+    dataset: str,
+    target: str,
+    target_plans: str,
+    plans_name: str,
+    settings: PretrainingSettings,
+    change: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> Path:
     """Give `dataset` the plans of `target`, so that pre-training builds and feeds exactly the target's network.
 
     Args:
@@ -38,6 +46,7 @@ def plan_like(dataset: str, target: str, target_plans: str, plans_name: str, set
         target_plans: Name of the target's plans.
         plans_name: Name of the plans to write.
         settings: Pre-training settings for the genesis block.
+        change: Plans of the target, which it leaves alone → plans to write, e.g. with another network.
 
     Returns:
         The plans file written.
@@ -59,14 +68,22 @@ def plan_like(dataset: str, target: str, target_plans: str, plans_name: str, set
     if plans_name == target_plans and dataset == target:
         raise DatasetError(f"The plans {plans_name} of {target} would be overwritten. Name others with -p.")
     return _write(
-        _adapted(plans, dataset, dataset_json, plans_name, keep_data=dataset == target),
+        _adapted(change(plans), dataset, dataset_json, plans_name, keep_data=dataset == target),
         dataset_json,
         settings,
     )
 
 
-def plan_from_template(dataset: str, template: str, plans_name: str, settings: PretrainingSettings) -> Path:
+def plan_from_template(
+    dataset: str,
+    template: str,
+    plans_name: str,
+    settings: PretrainingSettings,
+    change: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> Path:
     """Give `dataset` the plans of a template: a name from the folder `plans`, or the path of a plans file.
+
+    `change` is as for `plan_like`.
 
     Raises:
         DatasetError: There is no such template, it is no file of plans as nnU-Net needs them, it cannot normalise a
@@ -93,7 +110,7 @@ def plan_from_template(dataset: str, template: str, plans_name: str, settings: P
         raise DatasetError(
             f"The template {template} normalises CT; the channel {foreign[0]} is not CT. Use another one, or --like."
         )
-    plans = copy.deepcopy(plans)
+    plans = change(copy.deepcopy(plans))
     every = {str(number): statistics.get(str(number), {}) for number in range(len(channels))}
     plans["foreground_intensity_properties_per_channel"] = every
     for configuration in plans["configurations"].values():

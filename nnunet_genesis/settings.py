@@ -32,6 +32,15 @@ BY_KIND: dict[str, dict[str, Any]] = {
 2023) and He et al. (CVPR 2022); gradients are clipped as nnU-Net does for Primus. Their warm-up is a twentieth of the
 epochs."""
 
+OF_TRANSFORMERS: dict[str, Any] = {
+    "optimizer": "adamw",
+    "learning_rate": 3e-4,
+    "weight_decay": 5e-2,
+    "beta2": 0.98,
+    "gradient_clipping": 1.0,
+}
+"""What a Primus is fine-tuned with unless the user says otherwise: values of nnU-Net's own trainers of it."""
+
 
 @dataclass(frozen=True)
 class PretrainingSettings(Settings):
@@ -190,6 +199,16 @@ class FineTuningSettings(Settings):
         above=0,
         at_most=1,
         formerly="encoder_rate",
+    )
+    layer_lr_decay: float = setting(
+        1.0,
+        "learning rate of each stage of the encoder (a transformer: of each block), as share of that of the next",
+        above=0,
+        at_most=1,
+    )
+    beta2: float = setting(0.999, "AdamW's decay of squared gradients", at_least=0, at_most=0.999999)
+    gradient_clipping: float = setting(
+        12.0, "largest norm of the gradient; nnU-Net clips at 12 in any case", above=0, at_most=12
     )
     seed: int = setting(0, "seed of initial weights, patches and augmentation", at_least=0)
     weights: str = setting("", 'file of weights beside the plans; "" trains from scratch (control arm)')

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, gaussian_filter
 
 from nnunet_genesis.corruption import RECIPES
 from nnunet_genesis.resources import plans_folder
@@ -208,3 +209,22 @@ def test_an_anomaly_is_planted_where_it_is_said_to_be(kind: str, monkeypatch: py
     sign = {"bright": 1, "dark": -1, "swapped": 0}[kind]
     assert (planted - image)[where].mean() == pytest.approx(sign * image.std(), abs=0.3 * float(image.std()))
     assert not changed[~binary_dilation(where, np.ones((3, 3, 3)), iterations=4)].any()
+
+
+def test_leaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rng, folder = np.random.default_rng(3), tmp_path / "Some" / "images"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        image = gaussian_filter(rng.normal(size=(24, 27, 30)).astype(np.float32), 3) + 5
+        sitk.WriteImage(sitk.GetImageFromArray(image), folder / f"scan{number}.nii.gz")
+    (folder / "notes.txt").write_text("no image")
+    leaks = benchmark_module("leaks", monkeypatch)
+    found = leaks.measure(list(leaks.scans(folder)))
+    assert found["cases"] == 3
+    assert found["different"]["pairs"] == 6
+    assert all(found["different"][kind]["found"] == 0 for kind in ("own orientation", "another orientation"))
+    lost = ("a tenth cut off each side", "voxels x 2, cubic, borders kept")  # of images of so few voxels
+    same = {kind: row for kind, row in found["copies"].items() if kind not in lost}
+    assert {kind: row["found"] for kind, row in same.items()} == dict.fromkeys(same, 3)
+    assert sum(row["found as another case"] for row in found["copies"].values()) == 0
+    assert len(list(leaks.scans(folder, 2))) == 2

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.primus import primus_trainers
 
 from nnunet_genesis.checkpoints.foreign import NETWORKS
 from nnunet_genesis.cli import build_parser
@@ -62,7 +63,8 @@ def test_every_command_is_understood(page, capsys):
         if program == "nnunet_genesis":
             build_parser().parse_args(words)
         for trainer in re.findall(r"-tr (\w+)", line):
-            assert trainer == "nnUNetTrainer" or (trainers_folder() / f"{trainer}.py").is_file(), line
+            nnunets_own = trainer == "nnUNetTrainer" or hasattr(primus_trainers, trainer)
+            assert nnunets_own or (trainers_folder() / f"{trainer}.py").is_file(), line
         for template in re.findall(r"--template (\w+)", line):
             assert (plans_folder() / f"{template}.json").is_file() or template == "small", line
         if program in ("bash", "python"):
@@ -257,7 +259,7 @@ def told_in_table(heading: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def test_the_tables_of_settings_hold_every_setting_and_no_other():
-    elsewhere = {"--like", "--template", "--like-plans", "--fold"}
+    elsewhere = {"--like", "--template", "--like-plans", "--fold", "--network"}
     told = [flag for heading in ("`plan`", "recipe") for flag, _ in told_in_table(heading)]
     assert sorted(told) == sorted(flags_of("plan") - elsewhere)
     assert {flag for flag, _ in told_in_table("`transfer`")} == flags_of("transfer") - {

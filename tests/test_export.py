@@ -290,8 +290,8 @@ def test_other_checkpoints_stop_the_export(change, model, monkeypatch):
     """A fault where checkpoints are written: the last bit of one weight, or other axes, in the second fold only."""
     write = exporting._stock_checkpoint
 
-    def faulty(path: Path, configuration: str):
-        content = write(path, configuration)
+    def faulty(path: Path, configuration: str, trainer: str):
+        content = write(path, configuration, trainer)
         if "fold_1" in str(path):
             bias = content["network_weights"]["decoder.seg_layers.1.bias"]
             if change == "mirroring":

@@ -28,11 +28,12 @@ MAY_USE: dict[str, set[str]] = {
     "corruption": GROUND | {"settings_base"},
     "settings": GROUND | {"settings_base", "corruption"},
     "networks": GROUND | {"architecture_checks", "named_classes", "nnunet_dataset"},
-    "checkpoints": GROUND | {"architecture_checks", "files", "networks", "nnunet_dataset"},
-    "transfer": GROUND | {"checkpoints", "files", "networks", "nnunet_dataset", "settings"},
+    "checkpoints": GROUND | {"architecture_checks", "files", "named_classes", "networks", "nnunet_dataset"},
+    "transfer": GROUND | {"checkpoints", "files", "named_classes", "networks", "nnunet_dataset", "settings"},
     "folds": GROUND | {"nnunet_dataset", "plans_checks", "preflight"},
     "leaks": GROUND | {"checkpoints", "files"},
     "importing": GROUND | {"files", "parallel"},
+    "primus_plans": GROUND | {"nnunet_dataset", "primus"},
     "planning": GROUND | {"files", "folds", "nnunet_dataset", "plans_checks", "resources", "settings"},
     "preprocessing": GROUND | {"files", "ignored_regions", "importing", "nnunet_dataset", "parallel", "planning"},
     "preflight": GROUND | {"nnunet_dataset"},
@@ -44,8 +45,9 @@ MAY_USE: dict[str, set[str]] = {
                        "preflight", "settings", "settings_base", "transfer"},
     "restoring": GROUND | {"checkpoints", "files", "importing", "networks", "nnunet_dataset", "plans_checks", "preflight",
                            "preprocessing", "pretraining", "settings"},
-    "encoders": GROUND | {"architecture_checks", "checkpoints", "networks", "transfer"},
-    "export": GROUND | {"checkpoints", "files", "nnunet_dataset", "plans_checks", "resources"},
+    "encoders": GROUND | {"architecture_checks", "checkpoints", "named_classes", "networks", "transfer"},
+    "export": GROUND | {"checkpoints", "files", "named_classes", "nnunet_dataset", "plans_checks", "primus_plans",
+                        "resources"},
 }  # fmt: skip
 """The command line (`cli` and its `commands`) may use everything."""
 

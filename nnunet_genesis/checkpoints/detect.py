@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from nnunet_genesis.checkpoints import transformers
 from nnunet_genesis.checkpoints.architectures import ORIGINAL, assumed_operations, derive
 from nnunet_genesis.checkpoints.bounds import refuse_strange_tensors
 from nnunet_genesis.checkpoints.foreign import READABLE
 from nnunet_genesis.checkpoints.formats import models_genesis, nnssl, nnunet_v1, nnunet_v2
 from nnunet_genesis.checkpoints.names import canonical, without_wrappers
+from nnunet_genesis.checkpoints.trainers import PRIMUS
 from nnunet_genesis.checkpoints.validate import Validated, validate
 from nnunet_genesis.errors import CheckpointError, printable
 from nnunet_genesis.networks.pretrained import PretrainedNetwork
@@ -38,6 +40,8 @@ def detect(content: Mapping[str, Any], sidecar: Mapping[str, Any] | None = None)
         return _from_v1(weights, content, sidecar)
     if models_genesis.is_original(weights):
         return _from_original(weights, content)
+    if transformers.holds_primus(weights):
+        return _from_primus(weights, content)
     if nnssl.MARK in content:
         return _from_nnssl(weights, content)
     tensors = canonical(weights)
@@ -134,6 +138,27 @@ def _from_v2(tensors: dict[str, torch.Tensor], content: Mapping[str, Any]) -> Pr
         note = f"its plans describe another network, which is not used: it {error}"
         return _derived(tensors, kind, facts, note, *notes)
     return _network(validated, kind, *nnunet_v2.unknown_trainer(trainer), *notes, **facts)
+
+
+def _from_primus(weights: dict[str, torch.Tensor], content: Mapping[str, Any]) -> PretrainedNetwork:
+    kind, trainer = "state dict of a Primus", nnunet_v2.trainer_of(content)
+    prefix, patches, notes, block = None, list[Any](), tuple[str, ...](), None
+    facts: dict[str, Any] = {}
+    if nnssl.MARK in content:
+        kind = f"nnssl ({trainer})"
+        facts, prefix, patches, notes = nnssl.primus_plan_of(content)
+    elif isinstance(content.get("init_args"), Mapping) and "plans" in content["init_args"]:
+        kind = f"nnU-Net v2 ({trainer})"
+        block, facts, notes = nnunet_v2.plans_of(content)
+        patches = [facts.pop("patch_size")]
+    tensors, others = transformers.own_tensors(weights, prefix)
+    if trainer not in PRIMUS and transformers.is_described(block):
+        notes = (*nnunet_v2.unknown_trainer(trainer), *notes)
+    else:
+        block, assumed = transformers.derive_primus(tensors, patches)
+        notes += () if trainer in PRIMUS else assumed
+    validated = transformers.validate_primus(tensors, others, block)
+    return _network(validated, kind, *notes, patch_size=validated.architecture["arch_kwargs"]["input_shape"], **facts)
 
 
 def _derived(tensors: dict[str, torch.Tensor], kind: str, facts: dict[str, Any], *notes: str) -> PretrainedNetwork:

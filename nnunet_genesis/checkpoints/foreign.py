@@ -12,8 +12,8 @@ import torch
 from nnunet_genesis.errors import CheckpointError, printable
 
 READABLE = (
-    "Read are files of nnU-Net v2, nnU-Net v1 and nnssl with convolutional U-Nets, of the 3D U-Net of Models Genesis "
-    "and SuPreM, and state dicts of these networks (.pth, .pt, .model, .safetensors)."
+    "Read are files of nnU-Net v2, nnU-Net v1 and nnssl with convolutional U-Nets or Primus, of the 3D U-Net of Models "
+    "Genesis and SuPreM, and state dicts of these networks (.pth, .pt, .model, .safetensors)."
 )
 
 ENDINGS = (".pth", ".pt", ".model", ".safetensors")
@@ -25,7 +25,6 @@ LAYER = r"(?:^|\.)"
 NETWORKS = (
     # name of a tensor -> network; the first that is found
     (rf"{LAYER}conv_blocks_context\.\d+\.\d+\.conv1\.", "STU-Net"),
-    (rf"{LAYER}(eva|down_projection|up_projection)\.", "Primus (a transformer of nnU-Net and nnssl)"),
     (rf"{LAYER}swinViT\.", "SwinUNETR (a transformer of MONAI)"),
     (rf"{LAYER}vit\.(patch_embedding|blocks)\.", "UNETR (a transformer of MONAI)"),
     (rf"{LAYER}(patch_embed|patch_embedding|cls_token|blocks\.\d+\.attn)", "a vision transformer"),

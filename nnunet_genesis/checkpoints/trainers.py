@@ -39,3 +39,10 @@ NNUNET_V2 = frozenset(f"nnUNetTrainer{name}" for name in ("", *_AFTER_NNUNETTRAI
     "nnUNet_Trainer_BS8"
 }
 """Those of nnU-Net 2.8.1 and of this package; nnUNetTrainerBN changes the norm, and only that."""
+
+PRIMUS = frozenset(
+    [f"nnUNet_Primus{kind}{size}_Trainer" for kind in ("_", "V2", "V3") for size in "SBML"]
+    + ["nnUNet_Primus_M_Trainer_BS8", "nnUNet_Primus_M_Trainer_BS8_2e4"]
+    + ["_Primus_S_96_BS1", "_Primus_B_96_BS1", "_Primus_M_96_BS1", "_Primus_L_48_BS1"]
+)
+"""Those of nnU-Net 2.8.1 that build a transformer of a published size, whatever network their plans name."""

@@ -67,10 +67,10 @@ def validate(weights: Mapping[str, torch.Tensor], architecture: Any) -> Validate
     first_names = list(name_groups(network))
     missing = [name for name in first_names if name not in weights]
     needed = [name for name in missing if name.startswith("encoder.")]
-    wrong = [name for name in first_names if name in weights and not _fits(name, weights[name], of_network[name])]
+    wrong = [name for name in first_names if name in weights and not fits(name, weights[name], of_network[name])]
     strange = [name for name in weights.keys() - first_names if name.startswith(("encoder.", "decoder."))]
     if needed or wrong or strange:
-        raise CheckpointError(_disagreement(block, needed, wrong, sorted(strange), weights, of_network))
+        raise CheckpointError(disagreement(block, needed, wrong, sorted(strange), weights, of_network))
     used = {name: weights[name] for name in first_names if name in weights}
     return Validated(used, block, channels, _remarks(weights, used, missing, of_network))
 
@@ -80,14 +80,15 @@ def _classes(weights: Mapping[str, torch.Tensor]) -> int:
     return next((tensor.shape[0] for name, tensor in weights.items() if HEADS in name and tensor.ndim), 2)
 
 
-def _fits(name: str, tensor: torch.Tensor, of_network: torch.Tensor) -> bool:
+def fits(name: str, tensor: torch.Tensor, of_network: torch.Tensor) -> bool:
+    """Whether a tensor has the kind and the shape that the network gives it; of decoders only its channels."""
     if not tensor.is_floating_point() and not name.endswith(COUNTER):
         return False
     any_kernel = name.startswith("decoder.stages.") and tensor.ndim == of_network.ndim > 1
     return tensor.shape[:2] == of_network.shape[:2] if any_kernel else tensor.shape == of_network.shape
 
 
-def _disagreement(
+def disagreement(
     block: dict[str, Any],
     missing: list[str],
     wrong: list[str],
@@ -95,6 +96,7 @@ def _disagreement(
     weights: Mapping[str, torch.Tensor],
     of_network: Mapping[str, torch.Tensor],
 ) -> str:
+    """The sentence on tensors that are not those of a network, after the name of the file."""
     name = block["network_class_name"].rsplit(".", 1)[1]
     if wrong:
         tensor, example = weights[wrong[0]], wrong[0]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nnunet_genesis.cli_settings import add_flags, given
 from nnunet_genesis.commands.parsing import add_command, add_processes, left_out, read_cases
-from nnunet_genesis.errors import GenesisError
+from nnunet_genesis.errors import GenesisError, printable
 
 
 def add_import(commands: Any) -> None:
@@ -51,6 +52,7 @@ def add_plan(commands: Any) -> None:
     """Add the command `plan`."""
     from nnunet_genesis.corruption import RECIPES, Recipe
     from nnunet_genesis.planning import PLANS_NAME
+    from nnunet_genesis.primus_plans import NAMES
     from nnunet_genesis.settings import DEFAULT_RECIPE, PretrainingSettings
 
     parser = add_command(
@@ -70,6 +72,8 @@ def add_plan(commands: Any) -> None:
     parser.add_argument("-p", default=PLANS_NAME, metavar="PLANS", help="name of the plans to write (%(default)s)")
     parser.add_argument("--fold", type=int, metavar="K", help="leave out the validation cases of this fold of the "
                         "target: for pre-training on its own images")  # fmt: skip
+    parser.add_argument("--network", choices=NAMES, metavar="NAME", help="a transformer, nnU-Net's Primus, in place of "
+                        f"the networks of all 3D configurations: {', '.join(NAMES)}")  # fmt: skip
     add_flags(parser.add_argument_group("pre-training settings"), PretrainingSettings)
     recipe = parser.add_argument_group("corruption recipe")
     recipe.add_argument(
@@ -92,14 +96,25 @@ def _plan(chosen: argparse.Namespace) -> int:
     dataset = dataset_name(chosen.d)
     flags = given(chosen, PretrainingSettings) | {"exclude": _excluded(chosen, dataset), "recipe": recipe}
     settings = PretrainingSettings(**flags)
+    change = partial(_changed, chosen) if chosen.network else dict
     if chosen.template:
-        path = plan_from_template(dataset, chosen.template, chosen.p, settings)
+        path = plan_from_template(dataset, chosen.template, chosen.p, settings, change)
     else:
-        path = plan_like(dataset, dataset_name(chosen.like), chosen.like_plans, chosen.p, settings)
+        path = plan_like(dataset, dataset_name(chosen.like), chosen.like_plans, chosen.p, settings, change)
     print(f"Wrote {path}")
     if settings.exclude:
         print(f"{len(settings.exclude)} cases will be left out of the pre-training: {', '.join(settings.exclude)}")
     return 0
+
+
+def _changed(chosen: argparse.Namespace, plans: dict[str, Any]) -> dict[str, Any]:
+    """Plans with the network that was asked for; says what else changes."""
+    from nnunet_genesis.primus_plans import with_primus
+
+    changed, notes = with_primus(plans, chosen.network)
+    for note in notes:
+        print(printable(note))
+    return changed
 
 
 def _excluded(chosen: argparse.Namespace, dataset: str) -> list[str]:

@@ -65,7 +65,7 @@ def _add_plan(verbs: Any) -> None:
 def _plan(chosen: argparse.Namespace) -> int:
     from nnunet_genesis.nnunet_dataset import dataset_name
     from nnunet_genesis.settings import FineTuningSettings
-    from nnunet_genesis.study.arms import parse_arm, settings_of
+    from nnunet_genesis.study.arms import parse_arm
     from nnunet_genesis.study.conducting import measured
     from nnunet_genesis.study.outline import Wish, plan_study
 
@@ -78,8 +78,8 @@ def _plan(chosen: argparse.Namespace) -> int:
     study = plan_study(wish, chosen.folder)
     for arm, words in study.leaks.items():
         print(f"WARNING: arm {arm}: {'; '.join(words)}")
-    runs, settings = len(study.runs()), settings_of(wish.arms[0], common)
-    steps = settings.epochs * settings.iterations
+    runs, default = len(study.runs()), FineTuningSettings
+    steps = common.get("epochs", default.epochs) * common.get("iterations", default.iterations)
     print(f"{runs} runs: {len(study.arms)} arms, {len(study.labels)} label counts, {len(study.seeds)} seeds; "
           f"{len(study.test)} test cases; {steps:,} steps each.", flush=True)  # fmt: skip
     step, case = measured(study, chosen.folder, chosen.device)

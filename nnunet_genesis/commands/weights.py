@@ -115,13 +115,13 @@ def _export(chosen: argparse.Namespace) -> int:
 
     print("Both models predict on the CPU, to be compared: minutes for a large network.", flush=True)
     done = export(chosen.folder, chosen.chk)
-    _, plans, configuration = done.folder.name.split("__")
+    trainer, plans, configuration = done.folder.name.split("__")
     folds = [fold.removeprefix("fold_") for fold in done.folds]
     print(
         f"Logits are equal, bit for bit, on {done.compared}, fold by fold. Wrote {done.folder}. It needs nnU-Net only:"
     )
     print(
-        f"  nnUNetv2_predict -d {done.folder.parent.name} -tr nnUNetTrainer -p {plans} -c {configuration} "
+        f"  nnUNetv2_predict -d {done.folder.parent.name} -tr {trainer} -p {plans} -c {configuration} "
         f"-f {' '.join(folds)} -chk {chosen.chk} -i IN -o OUT"
     )
     return left_out(dict.fromkeys(done.unfinished, f"no {chosen.chk}"), "folds whose training is not finished")

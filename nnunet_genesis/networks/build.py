@@ -11,6 +11,7 @@ from torch import nn
 from nnunet_genesis.architecture_checks import check_architecture, wrong_size
 from nnunet_genesis.errors import DatasetError, TransferError, network_of, printable, reason
 from nnunet_genesis.named_classes import OURS, is_primus, layer_class, network_class
+from nnunet_genesis.networks.primus_layout import HEAD
 from nnunet_genesis.nnunet_dataset import check_configuration, configuration_of, input_channels
 
 UNETS = "dynamic_network_architectures.architectures.unet"
@@ -120,6 +121,11 @@ def encoder_parameters(network: nn.Module) -> list[nn.Parameter]:
     """Parameters of stem and encoder; in a Primus those of the projection to tokens and of the transformer."""
     parts = (network.down_projection, network.eva) if is_primus(network) else (network.encoder,)
     return [parameter for part in parts for parameter in part.parameters()]  # type: ignore[union-attr]
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor belongs to segmentation heads, those of a Primus included: they belong to a task."""
+    return ".seg_layers." in name or name.startswith(HEAD)
 
 
 def unwrap(network: nn.Module) -> nn.Module:

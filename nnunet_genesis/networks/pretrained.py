@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from nnunet_genesis.named_classes import names_primus
 from nnunet_genesis.networks.wording import times
 
 UNNAMED = "unnamed channel "
@@ -71,6 +72,8 @@ class PretrainedNetwork:
 
 def _in_words(architecture: Mapping[str, Any]) -> str:
     kwargs = architecture["arch_kwargs"]
+    if names_primus(architecture["network_class_name"]):
+        return _primus_in_words(architecture["network_class_name"].rsplit(".", 1)[1], kwargs)
     parts = [f"{architecture['network_class_name'].rsplit('.', 1)[1]}, {len(kwargs['strides'][0])}D"]
     parts.append(f"{len(kwargs['features_per_stage'])} stages of " + " ".join(map(str, kwargs["features_per_stage"])))
     for key, text in (("n_blocks_per_stage", "blocks"), ("n_conv_per_stage", "convolutions")):
@@ -79,3 +82,12 @@ def _in_words(architecture: Mapping[str, Any]) -> str:
     if "kernel_sizes" in kwargs:
         parts.append("kernels " + " ".join(map(times, kwargs["kernel_sizes"])))
     return "; ".join([*parts, "strides " + " ".join(map(times, kwargs["strides"]))])
+
+
+def _primus_in_words(name: str, kwargs: Mapping[str, Any]) -> str:
+    cell, patch = kwargs["patch_embed_size"], kwargs["input_shape"]
+    grid = [edge // size for edge, size in zip(patch, cell, strict=True)]
+    return (
+        f"{name}, a 3D transformer; {kwargs['eva_depth']} blocks of width {kwargs['embed_dim']}, "
+        f"{kwargs['eva_numheads']} heads; {times(grid)} tokens of {times(cell)} voxels"
+    )

@@ -61,11 +61,6 @@ def _setting(part: str, text: str) -> tuple[str, Any]:
         raise StudyError(f"--arm {printable(text, 120)}: {name} takes a value like {kind(1)}.") from None
 
 
-def settings_of(arm: Arm, common: dict[str, Any]) -> FineTuningSettings:
-    """Settings of fine-tuning of an arm."""
-    return scheduled(common | arm.settings)
-
-
 def prepare_arm(
     arm: Arm, folder: Path, dataset: str, plans: dict[str, Any], configuration: str, common: dict[str, Any]
 ) -> dict[str, Any]:
@@ -76,7 +71,7 @@ def prepare_arm(
     """
     arms = folder / FOLDER
     arms.mkdir(parents=True, exist_ok=True)
-    settings = settings_of(arm, common)
+    settings = scheduled(common | arm.settings, plans, configuration)
     if arm.checkpoint is not None:
         weights = arms / f"{arm.name}.pth"
         settings, _ = start_from(arm.checkpoint, plans, configuration, read_dataset_json(dataset), settings, weights)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -21,6 +23,8 @@ NAME_OF_ARM = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,38}[A-Za-z0-9])?")
 MOST_RUNS = 100_000
 LARGEST = 1_000_000
 """Of batches, and of mm."""
+LARGEST_SEED = 2**32 - 1
+"""Also of label counts: both are parts of names of files."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,12 @@ class Study:
         """
         _check(self)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides about results: not of leaks, nor of versions, which results carry themselves."""
+        content = {name: value for name, value in asdict(self).items() if name not in ("leaks", "versions")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
     def runs(self) -> list[Run]:
         """All runs: seed by seed, so that an unfinished study is a smaller study, and few labels first."""
         order = itertools.product(self.seeds, self.labels, self.arms)
@@ -143,8 +153,9 @@ def _check(study: Study) -> None:
         values = getattr(study, name)
         if not isinstance(values, list) or not values or not all(type(value) is int for value in values):
             raise StudyError(f'"{name}" must be a list of whole numbers, not {printable(values, 80)}.')
-        if values != sorted(set(values)) or values[0] < least:
-            raise StudyError(f'"{name}" must ascend, each once, from {least} on, not {printable(values, 80)}.')
+        if values != sorted(set(values)) or values[0] < least or values[-1] > LARGEST_SEED:
+            span = f"from {least} to {LARGEST_SEED:,}"
+            raise StudyError(f'"{name}" must ascend, each once, {span}, not {printable(values, 80)}.')
     if len(study.arms) * len(study.labels) * len(study.seeds) > MOST_RUNS:
         raise StudyError(f"These are more than {MOST_RUNS:,} runs. Take fewer arms, label counts or seeds.")
     _check_cases(study)

@@ -109,8 +109,7 @@ def _empty(study: Study, first: dict[str, Any]) -> Results:
 def _take(results: Results, run: Run, content: dict[str, Any]) -> None:
     """Put the content of a results file into its places."""
     study, place = results.study, results.place(run)
-    if content.get("run") != run.name:
-        raise _OddError(f"holds the run {printable(content.get('run'), 60)}")
+    _refuse_foreign(content, run, study)
     cases = _block(content, "cases")
     if set(cases) != set(study.test):
         raise _OddError("has other test cases than the study")
@@ -132,6 +131,13 @@ def _take(results: Results, run: Run, content: dict[str, Any]) -> None:
     results.finished[place] = True
     for package, version in _block(content, "versions").items():
         results.versions.setdefault(printable(package, 40), set()).add(printable(version, 40))
+
+
+def _refuse_foreign(content: dict[str, Any], run: Run, study: Study) -> None:
+    if content.get("run") != run.name:
+        raise _OddError(f"holds the run {printable(content.get('run'), 60)}")
+    if content.get("study", study.digest) != study.digest:  # earlier versions did not write it
+        raise _OddError("is of another study, or of this one before study.json was changed")
 
 
 def _take_time(results: Results, run: Run, path: Path) -> None:

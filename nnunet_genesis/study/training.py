@@ -82,6 +82,7 @@ def finish(study: Study, run: Run, folder: Path, device: str, keep_models: bool)
         predictions = folder / PREDICTIONS / run.name
         predict(trainer, study, predictions)
     content = {
+        "study": study.digest,
         "run": run.name,
         "arm": run.arm,
         "labels": run.labels,

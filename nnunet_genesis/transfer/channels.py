@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from nnunet_genesis.networks.pretrained import UNNAMED
+from nnunet_genesis.networks.pretrained import UNNAMED, PretrainedNetwork
 from nnunet_genesis.nnunet_dataset import PREVIOUS_STAGE
 
 
@@ -62,6 +62,16 @@ def channel_limit(matrix: torch.Tensor, source: Sequence[str]) -> str:
     if dropped:
         return f"input channels: the same response to images without {', '.join(dropped)} (zero)"
     return ""
+
+
+def channel_remark(source: PretrainedNetwork, channels: Sequence[str], rule: str) -> list[str]:
+    """How input channels were matched, in words, unless all have the same names in the same order."""
+    before, now = source.channel_labels, ", ".join(channels)
+    if [name.casefold() for name in before] == [name.casefold() for name in channels]:
+        return []
+    if source.channels is None:
+        return [f"the checkpoint does not name its {len(before)} input channel(s); assumed for {now}: {rule}"]
+    return [f"input channels {now} for {', '.join(before)}: {rule}"]
 
 
 def adapt_input_channels(weight: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnunet_genesis.named_classes import is_primus
 from nnunet_genesis.networks.build import skeleton
 from nnunet_genesis.networks.pretrained import PretrainedNetwork
 from nnunet_genesis.transfer.channels import channel_mixture
+from nnunet_genesis.transfer.token_outputs import token_outputs
 
 EDGE = 4
 """Voxels along each axis of what a stage gives out. Patches of whole networks would take more memory than weights."""
@@ -21,8 +23,9 @@ def largest_difference(source: PretrainedNetwork, target: nn.Module, channels: S
     """Run every stage of the checkpoint's network and of the target on the same noise, in evaluation.
 
     The first stage reads a patch, with channels as they were matched; the others read features, and those of the
-    decoder a skip too. Compared are the channels that both have. Stages that all agree make networks that agree, down
-    to what the segmentation heads read.
+    decoder a skip too. Stages of a Primus are its projection to tokens, its positions, blocks and last norm. Compared
+    are the channels that both have. Stages that all agree make networks that agree, down to what the segmentation
+    heads read.
 
     Args:
         source: The checkpoint; not changed, and not copied unless its precision is another than the target's.
@@ -36,7 +39,8 @@ def largest_difference(source: PretrainedNetwork, target: nn.Module, channels: S
     matrix = channel_mixture(source.channel_labels, channels).matrix.to(dtype)
     target.eval()
     with torch.inference_mode():
-        pairs = list(_outputs(_with_weights(source, dtype), target, matrix))
+        outputs = token_outputs if is_primus(target) else _outputs
+        pairs = list(outputs(_with_weights(source, dtype), target, matrix))
     target.train(training)
     found = [_relative(*pair) for pair in pairs]
     return max(inf if isnan(each) else each for each in found)
@@ -51,7 +55,8 @@ def _with_weights(source: PretrainedNetwork, dtype: torch.dtype) -> nn.Module:
             tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
             value = nn.Parameter(tensor, False) if isinstance(shape, nn.Parameter) else tensor
             setattr(module, name.rpartition(".")[2], value)
-        if isinstance(module, nn.Conv2d | nn.Conv3d):  # nnU-Net v1's decoders have kernels of their own
+        if isinstance(module, nn.Conv2d | nn.Conv3d) and not is_primus(network):
+            # nnU-Net v1's decoders have kernels of their own
             module.padding = tuple((edge - 1) // 2 for edge in module.weight.shape[2:])
     return network
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from nnunet_genesis.errors import TransferError
 from nnunet_genesis.networks.layout import Layout
 from nnunet_genesis.networks.wording import axes_where, times
 
@@ -26,6 +27,28 @@ def differences(source: Layout, target: Layout) -> Iterator[tuple[str, str]]:
         yield text + "checkpoint's reads what its deeper stages made of them", f"encoder stage {shared - 1}"
     for level in range(shared):
         yield from _of_stage(source, target, level)
+
+
+def refuse_other_family(source: str, target: str) -> None:
+    """Stop where the encoders' blocks compute different things.
+
+    Args:
+        source: Kind of the checkpoint's blocks.
+        target: The same of the target's.
+
+    Raises:
+        TransferError: Names both.
+    """
+    if source != target:
+        planning = "nnUNetv2_plan_experiment -pl, or nnunet_genesis plan --template genesis_chest_ct for a UNet3D"
+        layers, transformer = "convolutions", ""
+        if "Primus" in source + target:
+            layers, transformer = "layers", ", or --network for a Primus"
+        raise TransferError(
+            f"The checkpoint holds a {source}, the target's plans ask for a {target}: {layers} of the one have no "
+            "counterpart in the blocks of the other. Use a checkpoint of the target's network class, or plan the "
+            f"target with the checkpoint's ({planning}{transformer})."
+        )
 
 
 def resampled(source: Layout, target: Layout) -> list[str]:

@@ -13,21 +13,23 @@ from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.checkpoints.saving import versions
 from nnunet_genesis.errors import TransferError
 from nnunet_genesis.files import read_json, sha256, write_json, written_atomically
+from nnunet_genesis.named_classes import names_primus
 from nnunet_genesis.networks.build import target_network
 from nnunet_genesis.networks.pretrained import PretrainedNetwork
 from nnunet_genesis.nnunet_dataset import (
     check_configuration,
+    configuration_of,
     new_plans_file,
     read_dataset_json,
     read_plans,
 )
-from nnunet_genesis.settings import FineTuningSettings
+from nnunet_genesis.settings import OF_TRANSFORMERS, FineTuningSettings
 from nnunet_genesis.transfer.comparison import largest_difference
 from nnunet_genesis.transfer.matching import match
 from nnunet_genesis.transfer.report import TransferReport
 
 SCHEDULE = ("epochs", "iterations", "warmup", "optimizer", "learning_rate", "weight_decay", "freeze_epochs",
-            "encoder_lr_scale", "seed")  # fmt: skip
+            "encoder_lr_scale", "layer_lr_decay", "beta2", "gradient_clipping", "seed")  # fmt: skip
 """The settings of fine-tuning that a user chooses when transferring."""
 
 REPORT = "transfer_report.json"
@@ -85,7 +87,7 @@ def transfer(
     if new_plans_name == plans_name:
         raise TransferError(f"The plans {plans_name} would be overwritten. Name others with --to.")
     path = new_plans_file(dataset, new_plans_name, "fine_tuning")
-    settings, report = scheduled(schedule), None
+    settings, report = scheduled(schedule, plans, configuration), None
     if checkpoint is not None:
         weights = path.with_name(f"{path.stem}_{configuration}.pth")
         settings, report = start_from(
@@ -97,9 +99,15 @@ def transfer(
     return Transferred(path, report)
 
 
-def scheduled(schedule: dict[str, Any]) -> FineTuningSettings:
-    """Settings of fine-tuning with some of `SCHEDULE`; a missing warm-up is a twentieth of the epochs, at most 50."""
+def scheduled(schedule: dict[str, Any], plans: dict[str, Any], configuration: str) -> FineTuningSettings:
+    """Settings of fine-tuning with some of `SCHEDULE`; a missing warm-up is a twentieth of the epochs, at most 50.
+
+    What else is missing follows from the optimiser, and where the plans name a Primus it is what nnU-Net's own trainers
+    have, unless SGD is asked for.
+    """
     default = {"warmup": min(50, schedule.get("epochs", FineTuningSettings.epochs) // 20)}
+    if names_primus(str(configuration_of(plans, configuration).network_arch_class_name)):
+        default |= OF_TRANSFORMERS if schedule.get("optimizer", "adamw") == "adamw" else {}
     return FineTuningSettings(**default | schedule)
 
 

@@ -94,3 +94,8 @@ def identity_kernel(initial: torch.Tensor) -> torch.Tensor:
     weight = torch.zeros_like(initial)
     nn.init.dirac_(weight[:, -len(weight) :])
     return weight
+
+
+def single_precision(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision → float32, exactly, so that adapting does not round; others stay as they are."""
+    return tensor.float() if tensor.is_floating_point() and tensor.itemsize < torch.float32.itemsize else tensor

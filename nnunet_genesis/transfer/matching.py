@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from nnunet_genesis.errors import TransferError
+from nnunet_genesis.named_classes import is_primus
 from nnunet_genesis.networks.build import skeleton
 from nnunet_genesis.networks.layout import HEADS, STEM, Layer, Layout, Place, describe
 from nnunet_genesis.networks.pretrained import PretrainedNetwork
-from nnunet_genesis.transfer.channels import channel_limit, channel_mixture
-from nnunet_genesis.transfer.differences import differences, resampled
+from nnunet_genesis.transfer.channels import channel_limit, channel_mixture, channel_remark
+from nnunet_genesis.transfer.differences import differences, refuse_other_family, resampled
+from nnunet_genesis.transfer.kernels import single_precision
 from nnunet_genesis.transfer.layers import (
     bias_in_norm,
     start_anew,
@@ -20,6 +22,7 @@ from nnunet_genesis.transfer.layers import (
     start_as_identity,
     transfer_layer,
 )
+from nnunet_genesis.transfer.of_transformers import match_primus
 from nnunet_genesis.transfer.records import Cause, Reason, State, TensorRecord
 from nnunet_genesis.transfer.report import TransferReport
 
@@ -43,8 +46,12 @@ def match(
         TransferError: The networks are of different families, or the source contradicts itself.
     """
     built = skeleton(source.architecture, source.input_channels)
+    if is_primus(built) and is_primus(network):
+        return match_primus(source, built, network, channels)
+    if is_primus(built) or is_primus(network):
+        refuse_other_family(type(built).__name__, type(network).__name__)
     source_layout, target_layout = describe(built), describe(network)
-    refuse_other_family(source_layout, target_layout)
+    refuse_other_family(source_layout.family, target_layout.family)
     inputs = sum(target_layout.layers[Place(STEM, 0)].inputs)
     if inputs != len(channels):
         raise TransferError(f"{len(channels)} names for {inputs} input channels.")
@@ -52,7 +59,7 @@ def match(
     tensors = {place: _tensors(layer, axes, source.weights) for place, layer in layers.items()}
     mixture = channel_mixture(source.channel_labels, channels)
     report = TransferReport(remarks=[*source.notes, *resampled(source_layout, target_layout)])
-    report.remarks += _channel_remark(source, channels, mixture.rule)
+    report.remarks += channel_remark(source, channels, mixture.rule)
     for text, part in differences(source_layout, target_layout):
         report.add_limit(text, part)
     report.add_limit(channel_limit(mixture.matrix, source.channel_labels), STEM)
@@ -75,31 +82,6 @@ def match(
     return report
 
 
-def refuse_other_family(source: Layout, target: Layout) -> None:
-    """Stop where the encoders' blocks compute different things.
-
-    Raises:
-        TransferError: Names both.
-    """
-    if source.family != target.family:
-        planning = "nnUNetv2_plan_experiment -pl, or nnunet_genesis plan --template genesis_chest_ct for a UNet3D"
-        raise TransferError(
-            f"The checkpoint holds a {source.family}, the target's plans ask for a {target.family}: convolutions of "
-            "the one have no counterpart in the blocks of the other. Use a checkpoint of the target's network class, "
-            f"or plan the target with the checkpoint's ({planning})."
-        )
-
-
-def _channel_remark(source: PretrainedNetwork, channels: Sequence[str], rule: str) -> list[str]:
-    """How input channels were matched, unless all have the same names in the same order."""
-    before, now = source.channel_labels, ", ".join(channels)
-    if [name.casefold() for name in before] == [name.casefold() for name in channels]:
-        return []
-    if source.channels is None:
-        return [f"the checkpoint does not name its {len(before)} input channel(s); assumed for {now}: {rule}"]
-    return [f"input channels {now} for {', '.join(before)}: {rule}"]
-
-
 def _tensors(layer: Layer, axes: int, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The source's tensors of a layer by role, those that it has.
 
@@ -109,7 +91,7 @@ def _tensors(layer: Layer, axes: int, weights: Mapping[str, torch.Tensor]) -> di
     Raises:
         TransferError: A tensor has other channels than the architecture says.
     """
-    found = {role: _single(weights[name]) for role, name in layer.tensors.items() if name in weights}
+    found = {role: single_precision(weights[name]) for role, name in layer.tensors.items() if name in weights}
     if layer.part == HEADS:
         return found
     channels = (layer.width, sum(layer.inputs))
@@ -123,11 +105,6 @@ def _tensors(layer: Layer, axes: int, weights: Mapping[str, torch.Tensor]) -> di
                 "not this checkpoint's."
             )
     return found
-
-
-def _single(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision → float32, exactly, so that adapting does not round; others stay as they are."""
-    return tensor.float() if tensor.is_floating_point() and tensor.itemsize < torch.float32.itemsize else tensor
 
 
 def _without_counterpart(place: Place, source: Layout) -> Reason | None:

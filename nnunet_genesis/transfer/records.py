@@ -36,6 +36,11 @@ class Cause(Enum):
     STRIDE = "stride {} → {}"
     WIDTH = "width {} → {}"
     NO_BIAS = "no bias in the checkpoint: zero"
+    NO_TOKEN_BLOCK = "the checkpoint has {} blocks"
+    NO_SCALE = "no layer scale in the checkpoint: one"
+    CELL = "cells of {} → {} voxels"
+    GRID = "{} → {} tokens"
+    SHAPE = "{} → {}"
     BIAS_MOVED = "less the bias, which the target lacks"
 
 

@@ -85,8 +85,6 @@ def test_other_files_are_named_by_their_content(tmp_path: Path, genesis, capsys,
 
 NETWORKS = {
     "STU-Net": ["conv_blocks_context.0.0.conv1.weight", "upsample_layers.0.conv.weight", "seg_outputs.0.weight"],
-    "Primus": ["eva.pos_embed", "down_projection.proj.weight", "up_projection.decode.2.weight", "mask_token"],
-    "Primus ": ["encoder.eva.pos_embed", "encoder.down_projection.proj.weight"],
     "UNETR ": ["vit.patch_embedding.position_embeddings", "encoder1.layer.conv1.conv.weight"],
     "SwinUNETR": ["module.backbone.swinViT.patch_embed.proj.weight", "module.organ_embedding"],
     "a vision transformer": ["encoder.patch_embed.proj.weight", "encoder.blocks.0.attn.qkv.weight"],
@@ -106,15 +104,6 @@ def test_weights_of_other_networks_are_named(network, container):
         detect({container: weights})
     assert str(refusal.value).startswith(f"holds weights of {network}")
     assert str(refusal.value).endswith(READABLE)
-
-
-def test_primus_with_plans_of_nnunet_is_named():
-    content = {"init_args": {"plans": small_plans(), "configuration": "3d_fullres"}, "trainer_name": "nnUNet_Primus_M_Trainer",
-               "network_weights": dict.fromkeys(NETWORKS["Primus"], torch.ones(2, 3))}  # fmt: skip
-    with pytest.raises(
-        CheckpointError, match=r"^holds weights of Primus \(a transformer of nnU-Net and nnssl\)\. Read"
-    ):
-        detect(content)
 
 
 @pytest.mark.parametrize("legacy", [True, False])

@@ -54,7 +54,7 @@ def test_it_says_what_is_assumed(tmp_path: Path, genesis, capsys, content, messa
         ({"epoch": 3, "optimizer": {}}, "holds no weights that are known (epoch, optimizer)"),
         ({"fc.weight": torch.ones(2, 3)}, "holds 1 tensors of an unknown network: fc.weight (2, 3)"),
         ({"state_dict": {"encoder.patch_embed.proj.weight": torch.ones(2)}}, "holds weights of a vision transformer"),
-        ({"model": {"module.eva.norm.weight": torch.ones(2)}}, "holds weights of Primus"),
+        ({"model": {"module.eva.norm.weight": torch.ones(2)}}, "holds a part of a Primus only"),
         ({"init_args": {"plans": {}}, "state_dict": {"encoder.a": torch.ones(1)}}, "has incomplete plans inside"),
         (
             {"init_args": {"plans": "plans.json"}, "state_dict": {"encoder.a": torch.ones(1)}},

@@ -77,9 +77,9 @@ def test_nnssl_presets_have_the_published_size(name):
         assert not any(key.startswith(("decoder.stages", "decoder.transp", "decoder.seg")) for key in source.weights)
 
 
-def test_nnssl_transformers_and_broken_plans_are_refused():
-    with pytest.raises(CheckpointError, match="nnssl checkpoint of PrimusM; of nnssl's, ResEncL, .* Read are"):
-        detect(nnssl_file("PrimusM", None, {"eva.pos_embed": torch.ones(1, 8, 4)}))
+def test_other_networks_of_nnssl_and_broken_plans_are_refused():
+    with pytest.raises(CheckpointError, match="nnssl checkpoint of SwinUNETR; of nnssl's, ResEncL, .* Read are"):
+        detect(nnssl_file("SwinUNETR", None, {"swin.pos_embed": torch.ones(1, 8, 4)}))
     content = nnssl_file("ResEncL", None, {"encoder.x": torch.ones(1)})
     del content["nnssl_adaptation_plan"]["pretrain_plan"]
     with pytest.raises(CheckpointError, match="incomplete nnssl adaptation plan"):

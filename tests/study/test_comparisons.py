@@ -226,6 +226,7 @@ def test_speeds_without_scores_are_not_known(tmp_path):
         (lambda c: c["cases"]["case01"]["anterior"].update(HD95=10**400), "says that HD95 is 1000"),
         (lambda c: c["cases"]["case01"]["anterior"].update(HD95=1e300), "says that HD95 is 1e"),
         (lambda c: c["cases"]["case01"]["anterior"].pop("NSD"), "says that NSD is "),
+        (lambda c: c.update(study="0" * 64), "is of another study"),
         (lambda c: c.update(run="another"), "holds the run another"),
         (lambda c: c["curve"].update(steps=[1, 2]), "other steps|another length"),
         (lambda c: c["curve"].update(dice=c["curve"]["dice"][:3]), 'no list "dice"'),

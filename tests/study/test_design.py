@@ -72,6 +72,7 @@ def test_what_is_written_is_read(tmp_path):
         ({"labels": [4, 2]}, '"labels" must ascend'),
         ({"labels": [0]}, '"labels" must ascend'),
         ({"labels": [True]}, '"labels" must be a list of whole numbers'),
+        ({"seeds": [0, 10**300]}, '"seeds" must ascend'),
         ({"labels": [5]}, "5 labels need as many"),
         ({"seeds": [0, 1, 2]}, '"labeled" must have one list'),
         ({"arms": {"../x": {}}}, "cannot name an arm"),
@@ -94,6 +95,13 @@ def test_what_cannot_be_a_study(tmp_path, changes, said):
     (tmp_path / FILE).write_text(json.dumps(content))
     with pytest.raises(StudyError, match=said):
         read_study(tmp_path)
+
+
+def test_the_digest_is_that_of_all_that_decides_about_results(tmp_path):
+    write_study(study(versions={"torch": "1"}), tmp_path)
+    assert read_study(tmp_path).digest == study().digest
+    changes = ({"tolerance_mm": 2.0}, {"test": ["case9"]}, {"fine_tuning": {"epochs": 7}}, {"mirroring": False})
+    assert len({study().digest, *(study(**change).digest for change in changes)}) == 1 + len(changes)
 
 
 @pytest.mark.parametrize("change", [{"format": 2}, {"more": 1}, {"test": None}])

@@ -56,6 +56,7 @@ def test_every_run_has_results(finished):
     assert set(results(finished)) == {f"{run.name}.json" for run in study.runs()}
     for run in study.runs():
         content = json.loads((finished / "results" / f"{run.name}.json").read_text())
+        assert content["study"] == study.digest
         assert list(content["cases"]) == study.test
         assert set(content["cases"]["case0"]) == {"shell", "core"}
         assert content["curve"]["steps"] == [2, 4, 6]

@@ -19,6 +19,14 @@ DYNAMIC = {"ResidualEncoderUNet": RESIDUAL, "PlainConvUNet": PLAIN}
 PRESETS = ("ResEncL", "NoSkipResEncL")
 """Architectures that the plan names without describing them; the second has a decoder without skips."""
 
+OTHER_PATCHES = ("pretrain_patch_size", "recommended_downstream_patchsize")
+"""Keys of the plan; trainers of Primus crop patches of their own."""
+TURNED = (
+    "nnssl's masked autoencoders number the tokens of a patch with its first two axes swapped, nnU-Net's Primus does "
+    "not; the tensors are taken as they are, as nnU-Net's own fine-tuning takes them"
+)
+INCOMPLETE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, StopIteration)
+
 
 def plan_of(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str]:
     """Read the adaptation plan.
@@ -35,7 +43,7 @@ def plan_of(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any],
         name, arguments = (plan["architecture_plans"][key] for key in ("arch_class_name", "arch_kwargs"))
         facts, encoder = _facts(plan, content), str(plan["key_to_encoder"])
         imports = list(plan["architecture_plans"]["arch_kwargs_requiring_import"] or ())
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, StopIteration):
+    except INCOMPLETE:
         raise CheckpointError("has an incomplete nnssl adaptation plan.") from None
     if name in PRESETS:
         # ResEnc-L: Isensee et al., nnU-Net Revisited, MICCAI 2024
@@ -53,6 +61,27 @@ def plan_of(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any],
             f"{READABLE}"
         )
     return architecture, facts, encoder
+
+
+def primus_plan_of(content: Mapping[str, Any]) -> tuple[dict[str, Any], str, list[Any], tuple[str, ...]]:
+    """Read the adaptation plan of a Primus, which names a published size; the tensors tell more.
+
+    Returns:
+        `spacing` and `normalisation` of a `PretrainedNetwork`; what begins the names of the Primus's tensors; patches
+        that it may have been trained on; notes.
+
+    Raises:
+        CheckpointError: The plan is incomplete.
+    """
+    try:
+        plan = content[MARK]
+        facts, encoder = _facts(plan, content), str(plan["key_to_encoder"])
+        patches = [facts.pop("patch_size"), *(plan.get(key) for key in OTHER_PATCHES)]
+        patches = [[int(size) for size in plain(patch, as_json=True)] for patch in patches if patch is not None]
+    except INCOMPLETE:
+        raise CheckpointError("has an incomplete nnssl adaptation plan.") from None
+    notes = () if "SimMIM" in str(content.get("trainer_name")) else (TURNED,)
+    return facts, encoder.removesuffix("eva"), patches, notes
 
 
 def to_nnunet(weights: Mapping[str, torch.Tensor], encoder: str) -> dict[str, torch.Tensor]:
