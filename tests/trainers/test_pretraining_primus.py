@@ -213,3 +213,21 @@ def test_the_preview_shows_hidden_cells(ready: Path, genesis, figures):
     assert [bool(np.ma.getmaskarray(image).any() or np.isnan(image).any()) for image in pictures] == [False] + [
         True
     ] * 4
+
+
+def test_what_a_masked_autoencoder_learned_is_transferred_into_a_primus(ready: Path, genesis):
+    plan(ready, genesis, "--recipe", "mae")
+    trainer = new_trainer()
+    trainer.initialize()
+    trainer.save_checkpoint(str(ready / "mae.pth"))
+    target = ready / "nnUNet_preprocessed/Dataset004_Target"
+    edit_plans(target / "nnUNetPlans.json", configurations__3d_fullres__architecture=PRIMUS,
+               configurations__3d_fullres__patch_size=[16, 24, 16])  # fmt: skip
+    assert genesis("transfer", ready / "mae.pth", "-d", 4, "-c", "3d_fullres", "--epochs", 2) == 0
+    (file,) = target.glob("*.pth")
+    carried = torch.load(file, weights_only=True)["network_weights"]
+    ours = trainer.network.network.state_dict()
+    encoder = [name for name in ours if name.startswith(("eva.", "down_projection."))]
+    assert len(encoder) > 20
+    assert all(torch.equal(carried[name], ours[name]) for name in encoder)
+    assert not [name for name in carried if "decoder_of_tokens" in name]
