@@ -30,7 +30,7 @@ from nnunet_genesis.errors import GenesisError
 from nnunet_genesis.networks.build import target_network
 from nnunet_genesis.nnunet_dataset import read_dataset_json, read_plans
 from nnunet_genesis.resources import plans_folder, trainers_folder
-from nnunet_genesis.settings import OPTIMIZERS, FineTuningSettings, PretrainingSettings
+from nnunet_genesis.settings import CONVOLUTIONAL, OPTIMIZERS, TRANSFORMER, FineTuningSettings, PretrainingSettings
 from nnunet_genesis.transfer.into_plans import MIN_COVERAGE, REPORT
 from tests.conftest import REPOSITORY, run_genesis, use_folders, write_dataset
 from tests.test_encoders import checkpoint
@@ -284,6 +284,11 @@ def same(told: str, value: Any) -> bool:
 
 def test_the_tables_of_settings_hold_the_defaults():
     for flag, (value,) in told_in_table("`plan`"):
+        if default(flag, PretrainingSettings()) is None:  # it follows from the network
+            kinds = [PretrainingSettings(epochs=20).resolved(kind) for kind in (CONVOLUTIONAL, TRANSFORMER)]
+            told = [part.replace("a twentieth of the epochs", "1") for part in value.split(" / ")]
+            assert list(map(float, told)) == [default(flag, settings) for settings in kinds], flag
+            continue
         assert (
             flag == "--recipe"
             or (flag, value) == ("--exclude", "none")
