@@ -17,12 +17,13 @@ DROP_PATH = 0.2
 """Of nnU-Net's trainers: share of the steps in which the last block is passed over, falling to 0 at the first."""
 
 
-def architecture(name: str, patch: list[int]) -> dict[str, Any]:
+def architecture(name: str, patch: list[int], drop_path: float = DROP_PATH) -> dict[str, Any]:
     """The architecture block of the network that nnU-Net's trainer of that size builds.
 
     Args:
         name: One of `NAMES`.
         patch: Voxels along each axis, multiples of 8.
+        drop_path: Stochastic depth, 0 to below 1.
     """
     from nnunet_genesis.primus import PATCH_EMBED, WIDTHS
 
@@ -34,7 +35,7 @@ def architecture(name: str, patch: list[int]) -> dict[str, Any]:
         "eva_numheads": heads,
         "patch_embed_size": [PATCH_EMBED] * 3,
         "input_shape": list(patch),
-        "drop_path_rate": DROP_PATH,
+        "drop_path_rate": drop_path,
         "scale_attn_inner": True,
         "init_values": 0.1,
     }
@@ -42,7 +43,7 @@ def architecture(name: str, patch: list[int]) -> dict[str, Any]:
     return {"network_class_name": kind, "arch_kwargs": arguments, "_kw_requires_import": []}
 
 
-def with_primus(plans: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[str]]:
+def with_primus(plans: Mapping[str, Any], name: str, drop_path: float = DROP_PATH) -> tuple[dict[str, Any], list[str]]:
     """Plans whose 3D configurations have a Primus in place of their network, and what else changed, in words.
 
     Batch size and all that preprocessing reads stay, so that the preprocessed volumes serve both. Patches are rounded
@@ -51,6 +52,7 @@ def with_primus(plans: Mapping[str, Any], name: str) -> tuple[dict[str, Any], li
     Args:
         plans: Plans that were checked.
         name: One of `NAMES`.
+        drop_path: Stochastic depth, 0 to below 1.
 
     Raises:
         DatasetError: No configuration is 3D.
@@ -68,7 +70,7 @@ def with_primus(plans: Mapping[str, Any], name: str) -> tuple[dict[str, Any], li
         if "inherits_from" in block and not {"patch_size", "architecture"} & block.keys():
             continue
         rounded = [-(-edge // PATCH_EMBED) * PATCH_EMBED for edge in patch]
-        network = architecture(name, rounded)
+        network = architecture(name, rounded, drop_path)
         blocks[configuration] |= {"patch_size": rounded, "architecture": network}
         if rounded != patch:
             was, now = (" x ".join(map(str, edges)) for edges in (patch, rounded))

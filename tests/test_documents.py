@@ -259,7 +259,7 @@ def told_in_table(heading: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def test_the_tables_of_settings_hold_every_setting_and_no_other():
-    elsewhere = {"--like", "--template", "--like-plans", "--fold", "--network"}
+    elsewhere = {"--like", "--template", "--like-plans", "--fold", "--network", "--drop-path-rate"}
     told = [flag for heading in ("`plan`", "recipe") for flag, _ in told_in_table(heading)]
     assert sorted(told) == sorted(flags_of("plan") - elsewhere)
     assert {flag for flag, _ in told_in_table("`transfer`")} == flags_of("transfer") - {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def test_patches_grow_to_the_next_multiples_of_8_and_it_is_said(patch):
 
 def test_all_but_patch_and_network_stays():
     before = plans_of("tiny", (20, 24, 22))
-    plans, notes = with_primus(before, "primusv2_b")
+    plans, notes = with_primus(before, "primusv2_b", 0.1)
     assert notes[0] == "2d is left out: a Primus is 3D only."
     assert "20 x 24 x 22 becomes 24 x 24 x 24" in notes[1]
     expected = copy.deepcopy(before)
@@ -54,7 +55,7 @@ def test_all_but_patch_and_network_stays():
     block = expected["configurations"]["3d_fullres"]
     block["patch_size"] = [24, 24, 24]
     arguments = {"embed_dim": 792, "eva_depth": 12, "eva_numheads": 12, "patch_embed_size": [8, 8, 8],
-                 "input_shape": [24, 24, 24], "drop_path_rate": 0.2, "scale_attn_inner": True, "init_values": 0.1}  # fmt: skip
+                 "input_shape": [24, 24, 24], "drop_path_rate": 0.1, "scale_attn_inner": True, "init_values": 0.1}  # fmt: skip
     block["architecture"] = {"network_class_name": "nnunet_genesis.primus.PrimusV2", "arch_kwargs": arguments,
                              "_kw_requires_import": []}  # fmt: skip
     assert plans == expected
@@ -129,8 +130,12 @@ def test_the_target_gets_plans_that_others_are_planned_like(nnunet: Path, genesi
     for plans in (scans, target):
         plans["configurations"]["3d_fullres"].pop("data_identifier")
     assert scans["configurations"] == target["configurations"]
-    assert genesis("plan", "-d", 501, "--template", "tiny", "--network", "primus_s") == 0
+    assert genesis("plan", "-d", 501, "--template", "tiny", "--network", "primus_s", "--drop-path-rate", 0.3) == 0
     ours = json.loads((folder / "Dataset501_Scans/nnUNetGenesisPlans.json").read_text())
-    assert (
-        ours["configurations"]["3d_fullres"]["architecture"] == target["configurations"]["3d_fullres"]["architecture"]
-    )
+    assert ours["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["drop_path_rate"] == 0.3
+
+
+def test_drop_path_without_a_primus_is_refused(nnunet: Path, genesis, capsys):
+    write_dataset(nnunet, 4, "Target", 1)
+    assert genesis("plan", "-d", 4, "--template", "tiny", "--drop-path-rate", 0.3) == 1
+    assert re.search("--drop-path-rate needs --network", capsys.readouterr().err)

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nnunetv2.run.run_training import get_trainer_from_args
 
-from nnunet_genesis.networks.build import target_network
-from nnunet_genesis.nnunet_dataset import read_dataset_json, read_plans
 from tests.conftest import run_genesis, run_stock, use_folders, write_dataset
 from tests.test_export import alone, label_map
 
@@ -103,43 +102,57 @@ print("started")
 """
 
 
-def test_nnunets_own_trainer_starts_from_a_file_of_weights_without_the_package(planned):
-    """Plans that name our class do not stop it, and every tensor arrives; U-Nets' heads aside nothing is skipped."""
-    dataset, plans = "Dataset004_Target", read_plans("Dataset004_Target", PLANS)
-    network, _ = target_network(plans, "3d_fullres", read_dataset_json(dataset))
-    file = planned / "weights.pth"
-    torch.save({"network_weights": network.state_dict(), "genesis": {}}, file)
+def pretrained_network(base: Path, plans: str) -> Path:
+    """A checkpoint of the pre-training's fresh network."""
+    arguments = ("4", "3d_fullres", "all", "nnUNetTrainerGenesisPretrain", plans)
+    trainer = get_trainer_from_args(*arguments, device=torch.device("cpu"))
+    trainer.initialize()
+    trainer.save_checkpoint(str(base / "pretrained.pth"))
+    return base / "pretrained.pth"
+
+
+def test_nnunets_own_trainer_starts_from_transferred_weights_without_the_package(planned, genesis):
+    """Plans that name our class do not stop it, and every tensor arrives."""
+    checkpoint = pretrained_network(planned, PLANS)
+    assert genesis("transfer", checkpoint, "-d", 4, "-c", "3d_fullres", "-p", PLANS) == 0
+    file = planned / TARGET / f"{PLANS}_genesis_3d_fullres.pth"
+    source, ours = (torch.load(path, weights_only=True)["network_weights"] for path in (checkpoint, file))
+    assert all(torch.equal(ours[name], source[name]) for name in ours if name.startswith(("eva.", "down_projection.")))
     (planned / "starts.py").write_text(STARTS)
     environment = {name: value for name, value in os.environ.items() if name != "nnUNet_extTrainer"}
-    done = subprocess.run([sys.executable, "starts.py", PLANS, str(file)], env=environment, cwd=planned,
+    done = subprocess.run([sys.executable, "starts.py", f"{PLANS}_genesis", str(file)], env=environment, cwd=planned,
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.stdout.endswith("started\n"), done.stderr[-2000:]
 
 
-def test_a_small_primus_is_pre_trained_on_the_targets_own_cases_without_a_fold(planned, genesis, stock, capsys):
+@pytest.mark.parametrize("recipe", ["paper", "mae"])
+def test_a_small_primus_is_pre_trained_on_the_targets_own_cases_without_a_fold(recipe, planned, genesis, stock, capsys):
     """Self pre-training: the fold's validation cases stay out; then fine-tuned; export says why it cannot."""
     change_plans(planned / TARGET / f"{PLANS}.json", [16, 24, 16], embed_dim=48, eva_depth=2, eva_numheads=2)
     lengths = ("--epochs", 1, "--iterations", 2, "--validation-iterations", 1, "--plot-every", 100)
-    like = ("--like", 4, "--like-plans", PLANS, "--fold", 0)
+    like = ("--like", 4, "--like-plans", PLANS, "--fold", 0, "--recipe", recipe)
     assert genesis("plan", "-d", 4, *like, "-p", "Genesis_fold0", *lengths) == 0
     block = json.loads((planned / TARGET / "Genesis_fold0.json").read_text())
     assert block["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetPlans_3d_fullres"
-    assert block["genesis"]["pretraining"]["exclude"]
     stock("nnUNetv2_train", 4, "3d_fullres", "all", "-tr", "nnUNetTrainerGenesisPretrain", "-p", "Genesis_fold0",
           "-device", "cpu")  # fmt: skip
     run = planned / RESULTS / "nnUNetTrainerGenesisPretrain__Genesis_fold0__3d_fullres/fold_all"
-    assert json.loads((run / "restoration_summary.json").read_text())["errors"]
     content = torch.load(run / "checkpoint_final.pth", weights_only=True)
-    assert content["network_weights"]["eva.pos_embed"].shape == (1, 2 * 3 * 2, 48)
+    found = content["network_weights"].items()
+    (positions,) = (tensor for name, tensor in found if name.endswith("eva.pos_embed"))  # mae: within another network
+    assert positions.shape == (1, 2 * 3 * 2, 48)
 
-    schedule = ("--epochs", 1, "--iterations", 1)
-    assert genesis("transfer", "--from-scratch", "-d", 4, "-c", "3d_fullres", "-p", PLANS, *schedule) == 0
-    stock(*FINETUNE, f"{PLANS}_scratch")
+    schedule = ("--epochs", 1, "--iterations", 1, "--layer-lr-decay", 0.75, "--fold", 0)
+    transfer = ("transfer", run / "checkpoint_final.pth", "-d", 4, "-c", "3d_fullres", "-p", PLANS)
+    assert genesis(*transfer, *schedule) == 0
+    weights = torch.load(planned / TARGET / f"{PLANS}_genesis_3d_fullres.pth", weights_only=True)["network_weights"]
+    assert torch.equal(weights["eva.pos_embed"], positions)
+    stock(*FINETUNE, f"{PLANS}_genesis")
     (held_out, *_) = json.loads((planned / TARGET / "splits_final.json").read_text())
-    assert set(content["genesis"]["settings"]["exclude"]) == set(held_out["val"])
-    assert predict(planned, stock, f"{PLANS}_scratch").shape == (20, 24, 22)
+    assert content["genesis"]["settings"]["exclude"] == held_out["val"]
+    assert predict(planned, stock, f"{PLANS}_genesis").shape == (20, 24, 22)
     capsys.readouterr()
-    assert genesis("export", planned / RESULTS / f"nnUNetTrainerGenesisFinetune__{PLANS}_scratch__3d_fullres") == 1
+    assert genesis("export", planned / RESULTS / f"nnUNetTrainerGenesisFinetune__{PLANS}_genesis__3d_fullres") == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "nnU-Net has no trainer that builds a Primus of this size" in error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_genesis.cli_settings import add_flags, given
-from nnunet_genesis.commands.parsing import add_command, add_processes, left_out, read_cases
+from nnunet_genesis.commands.parsing import add_command, add_processes, left_out, read_cases, share
 from nnunet_genesis.errors import GenesisError, printable
 
 
@@ -52,7 +52,7 @@ def add_plan(commands: Any) -> None:
     """Add the command `plan`."""
     from nnunet_genesis.corruption import RECIPES, Recipe
     from nnunet_genesis.planning import PLANS_NAME
-    from nnunet_genesis.primus_plans import NAMES
+    from nnunet_genesis.primus_plans import DROP_PATH, NAMES
     from nnunet_genesis.settings import DEFAULT_RECIPE, PretrainingSettings
 
     parser = add_command(
@@ -74,6 +74,8 @@ def add_plan(commands: Any) -> None:
                         "target: for pre-training on its own images")  # fmt: skip
     parser.add_argument("--network", choices=NAMES, metavar="NAME", help="a transformer, nnU-Net's Primus, in place of "
                         f"the networks of all 3D configurations: {', '.join(NAMES)}")  # fmt: skip
+    parser.add_argument("--drop-path-rate", type=share, metavar="X", help="with --network: share of the steps in which "
+                        f"the last block is passed over, falling to 0 at the first ({DROP_PATH})")  # fmt: skip
     add_flags(parser.add_argument_group("pre-training settings"), PretrainingSettings)
     recipe = parser.add_argument_group("corruption recipe")
     recipe.add_argument(
@@ -96,6 +98,8 @@ def _plan(chosen: argparse.Namespace) -> int:
     dataset = dataset_name(chosen.d)
     flags = given(chosen, PretrainingSettings) | {"exclude": _excluded(chosen, dataset), "recipe": recipe}
     settings = PretrainingSettings(**flags)
+    if chosen.network is None and chosen.drop_path_rate is not None:
+        raise GenesisError("--drop-path-rate needs --network: it is a setting of a Primus.")
     change = partial(_changed, chosen) if chosen.network else dict
     if chosen.template:
         path = plan_from_template(dataset, chosen.template, chosen.p, settings, change)
@@ -109,9 +113,10 @@ def _plan(chosen: argparse.Namespace) -> int:
 
 def _changed(chosen: argparse.Namespace, plans: dict[str, Any]) -> dict[str, Any]:
     """Plans with the network that was asked for; says what else changes."""
-    from nnunet_genesis.primus_plans import with_primus
+    from nnunet_genesis.primus_plans import DROP_PATH, with_primus
 
-    changed, notes = with_primus(plans, chosen.network)
+    drop_path = DROP_PATH if chosen.drop_path_rate is None else chosen.drop_path_rate
+    changed, notes = with_primus(plans, chosen.network, drop_path)
     for note in notes:
         print(printable(note))
     return changed
