@@ -1,11 +1,12 @@
 """What hidden tokens save: time of a masked autoencoder's step and of its encoder at several ratios, on one patch.
 
-python benchmarks/masked_autoencoder.py [--size s] [--patch 96] [--repeats 2] [-o REPORT.md]
+python benchmarks/masked_autoencoder.py [--size s] [--patch 96] [--repeats 2] [-o REPORT.md] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--patch", type=int, nargs="+", default=[96], metavar="N", help="edge or edges, in voxels")
     parser.add_argument("--repeats", type=int, default=2, metavar="N", help="of which the fastest counts (%(default)s)")
     parser.add_argument("-o", type=Path, metavar="REPORT", help="Markdown file to write")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write the seconds to")
     add_device(parser, "cpu")
     chosen = parser.parse_args()
     torch.manual_seed(0)
@@ -93,6 +95,8 @@ The whole step has the decoder of two blocks, the up-projection and the loss, an
     print(report)
     if chosen.o:
         chosen.o.write_text(report)
+    if chosen.json:
+        chosen.json.write_text(json.dumps({"seconds": best}, indent=1))
 
 
 if __name__ == "__main__":

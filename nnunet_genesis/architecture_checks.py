@@ -15,13 +15,17 @@ MOST_STAGES = 20
 MOST_LAYERS = 512
 """Convolutions or residual blocks of a whole network."""
 MOST_PARAMETERS = 2_000_000_000
+"""Constants for each token included."""
 LARGEST = 100_000
 """Number among the arguments of a network."""
 COUNTS = ("features_per_stage", "kernel_sizes", "strides")
 """Arguments of networks that hold whole numbers and nothing else, as do those that begin with "n_"."""
-OF_PRIMUS = {"eva_depth": MOST_LAYERS, "eva_numheads": 1_000, "embed_dim": 20_000, "num_register_tokens": 1_000,
-             "input_shape": 2_000, "patch_embed_size": 2_000, "depth_per_level": MOST_STAGES}  # fmt: skip
+OF_PRIMUS = {"eva_depth": 100, "eva_numheads": 1_000, "embed_dim": 20_000, "num_register_tokens": 1_000,
+             "input_shape": 2_000, "patch_embed_size": 2_000, "depth_per_level": MOST_STAGES,
+             "ch_per_level": 20_000}  # fmt: skip
 """Arguments of a transformer that hold whole numbers → the largest."""
+MAY_BE_NONE = ("num_register_tokens",)
+"""Those of them that may be 0."""
 ADVICE = "Correct the file, or plan again."
 
 
@@ -44,12 +48,13 @@ def check_architecture(architecture: Any, where: str, channels: int = 1, classes
     try:
         with torch.device("meta"):
             built = network(input_channels=channels, num_classes=classes, **{**values, "deep_supervision": True})
-        parameters = sum(parameter.numel() for parameter in built.parameters())
+        # a transformer keeps sines and cosines for all of its tokens
+        numbers = sum(tensor.numel() for tensor in (*built.parameters(), *built.buffers()))
     except Exception as error:  # whatever the constructor of any network raises
         why = printable(f"{type(error).__name__}: {error}", 200)
         raise DatasetError(f"{where} describes a network that cannot be built ({why}). {ADVICE}") from None
-    if parameters > MOST_PARAMETERS:
-        much = f"{parameters:,} parameters, more than {MOST_PARAMETERS:,}"
+    if numbers > MOST_PARAMETERS:
+        much = f"{numbers:,} parameters, more than {MOST_PARAMETERS:,}"
         raise DatasetError(f"{where} describes a network of {much}. {ADVICE}")
 
 
@@ -62,16 +67,18 @@ def wrong_size(arguments: Mapping[str, Any]) -> str:
         has = f'has "{printable(key, 60)}": {printable(value, 60)}, where'
         if len(entries) > 10 * MOST_STAGES or any(_exceeds(entry, most) for entry in entries):
             return f"{has} numbers are at most {most:,}, and those of at most {MOST_STAGES} stages"
-        if (key in COUNTS or key in OF_PRIMUS or counts) and not all(is_whole(entry, most) for entry in entries):
-            return f"{has} whole numbers from 1 to {most:,} are needed"
+        least = 0 if key in MAY_BE_NONE else 1
+        whole = all(is_whole(entry, most, least) for entry in entries)
+        if (key in COUNTS or key in OF_PRIMUS or counts) and not whole:
+            return f"{has} whole numbers from {least} to {most:,} are needed"
         if counts and key != "n_stages":
             layers += sum(entries) * (1 if isinstance(value, list | tuple) else MOST_STAGES)
     return f"has more than {MOST_LAYERS} convolutions or blocks" if layers > MOST_LAYERS else ""
 
 
-def is_whole(value: Any, most: int) -> bool:
-    """Whether it is an integer from 1 to `most`."""
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+def is_whole(value: Any, most: int, least: int = 1) -> bool:
+    """Whether it is an integer from `least` to `most`."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _flat(value: Any) -> Iterable[Any]:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from nnunet_genesis.architecture_checks import ADVICE, MOST_STAGES, check_architecture, is_whole
 from nnunet_genesis.errors import DatasetError, printable, reason
-from nnunet_genesis.named_classes import check_names
+from nnunet_genesis.named_classes import check_names, names_primus
 
 FORMER_CHANNELS = "modality"
 """nnU-Net v1's key for "channel_names", which nnU-Net v2 reads too."""
@@ -77,6 +77,17 @@ def check_configuration_block(plans: Mapping[str, Any], configuration: str, wher
         _refuse(_shown(block, "spacing", "as long as the patch has axes"), where)
     _check_names(block, where)
     check_architecture(block.get("architecture"), where)
+    _check_patch_of_primus(block, where)
+
+
+def _check_patch_of_primus(block: Mapping[str, Any], where: str) -> None:
+    """A transformer has positions for one patch; the U-Nets take any."""
+    architecture, patch = block["architecture"], list(block["patch_size"])
+    shape = dict(architecture["arch_kwargs"]).get("input_shape", patch)
+    if names_primus(architecture["network_class_name"]) and list(shape) != patch:
+        _refuse(
+            f'has "patch_size": {patch}, but its Primus has "input_shape": {list(shape)}, which must be equal', where
+        )
 
 
 def check_description(content: Any, where: str) -> None:

@@ -211,6 +211,23 @@ def test_an_anomaly_is_planted_where_it_is_said_to_be(kind: str, monkeypatch: py
     assert not changed[~binary_dilation(where, np.ones((3, 3, 3)), iterations=4)].any()
 
 
+def test_masked_autoencoder(tmp_path: Path):
+    report = tmp_path / "report.md"
+    results, printed = run(
+        "masked_autoencoder.py", tmp_path / "results.json", "--patch", 16, 16, 32, "--repeats", 1, "--device", "cpu",
+        "-o", report,
+    )  # fmt: skip
+    spent = results["seconds"]
+    assert list(spent) == ["0.0", "0.5", "0.75"]
+    assert all(0 < number < math.inf for number in numbers(spent))
+    assert report.read_text() in printed
+    assert "Primus-S, a patch of 16x16x32, " in printed
+    for ratio, (encoder, step) in spent.items():
+        shares = [row.split(" | ")[2::2] for row in printed.splitlines() if row.startswith(f"| {float(ratio):g} |")]
+        expected = [encoder / spent["0.0"][0], step / spent["0.0"][1]]
+        assert [[float(share.strip(" |")) for share in row] for row in shares] == [pytest.approx(expected, rel=0.06)]
+
+
 def test_leaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rng, folder = np.random.default_rng(3), tmp_path / "Some" / "images"
     folder.mkdir(parents=True)

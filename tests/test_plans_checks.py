@@ -133,6 +133,35 @@ def test_plans_of_2023_are_bounded_before_they_are_rebuilt(tiny):
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eva_depth": 100_000}, '"eva_depth": 100000, where numbers are at most 100,'),
+        ({"input_shape": [10**6] * 3}, "numbers are at most 2,000"),
+        ({"input_shape": [32, 48, 40]}, "which must be equal"),
+        ({"num_register_tokens": 10**9}, "numbers are at most 1,000"),
+        ({"num_register_tokens": -1}, "whole numbers from 0 to 1,000 are needed"),
+        ({"eva_numheads": 0}, "whole numbers from 1 to 1,000 are needed"),
+        ({"depth_per_level": [10**6] * 4}, "numbers are at most 20"),
+        ({"ch_per_level": [0] * 4}, "whole numbers from 1 to 20,000 are needed"),
+        ({"embed_dim": 20_000 - 8, "eva_depth": 100}, "parameters, more than 2,000,000,000"),
+        ({"patch_embed_size": [1, 1, 1]}, "cannot be built"),
+        ({"input_shape": [1000] * 3, "patch_embed_size": [2] * 3, "use_abs_pos_embed": False}, "parameters, more than"),
+    ],
+)
+def test_a_transformer_without_bounds_or_for_another_patch_is_refused_in_one_line(change, message):
+    plans = read_json(plans_folder() / "tiny_primus.json", "", "")
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"] |= change
+    with pytest.raises(DatasetError, match=message) as raised:
+        check_configuration(plans, "3d_fullres")
+    assert "\n" not in str(raised.value)
+
+
+def test_no_register_tokens_is_the_librarys_default(tiny):
+    plans = read_json(plans_folder() / "tiny_primus.json", "", "")
+    check_configuration(changed(plans, (*ARGUMENTS, "num_register_tokens"), 0), "3d_fullres")
+
+
+@pytest.mark.parametrize(
     ("path", "value"),
     [
         *((("dataset_name",), value) for value in ("../Dataset004_A", "Dataset004_A/../..", "", "Dataset4", 4, None)),

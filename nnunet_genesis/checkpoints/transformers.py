@@ -184,8 +184,6 @@ def validate_primus(
         network = skeleton(block, image.shape[1], _classes(weights))
     except TransferError as error:
         raise CheckpointError(f"describes a network that cannot be built. {error}") from None
-    except (ArithmeticError, LookupError, NotImplementedError):
-        raise CheckpointError("describes a network that cannot be built.") from None
     of_network, first_names = network.state_dict(), list(name_groups(network))
     fitting = {name for name in first_names if name in weights and fits(name, weights[name], of_network[name])}
     wrong = [name for name in first_names if name in weights and name not in fitting and name.startswith(ENCODER)]

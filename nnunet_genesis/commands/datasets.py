@@ -79,8 +79,9 @@ def add_plan(commands: Any) -> None:
     add_flags(parser.add_argument_group("pre-training settings"), PretrainingSettings)
     recipe = parser.add_argument_group("corruption recipe")
     recipe.add_argument(
-        "--recipe", default=DEFAULT_RECIPE, choices=list(RECIPES), help="values to start from (%(default)s)"
-    )
+        "--recipe", default=DEFAULT_RECIPE, choices=list(RECIPES),
+        help="values to start from (%(default)s); mae, a masked autoencoder, needs a Primus (--network)",
+    )  # fmt: skip
     add_flags(recipe, Recipe)
     for name, corruption in RECIPES["paper"].corruptions.items():
         add_flags(parser.add_argument_group(f"corruption: {name}"), type(corruption), prefix=f"{name}_")

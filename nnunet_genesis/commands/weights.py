@@ -18,8 +18,9 @@ def add_inspect(commands: Any) -> None:
         commands,
         "inspect",
         _inspect,
-        "Say what a checkpoint is: nnU-Net v2, nnU-Net v1, nnssl, the 3D U-Net of Models Genesis or SuPreM, or a "
-        "state dict (.pth, .safetensors) of one of their networks. No code in the file is run.",
+        "Say what a checkpoint is: nnU-Net v2, nnU-Net v1 or nnssl (U-Net or Primus, their transformer), the 3D U-Net "
+        "of Models Genesis or SuPreM, or a state dict (.pth, .safetensors) of one of these networks. No code in the "
+        "file is run.",
         "nnunet_genesis inspect genesis_nnunet_luna16_006.model",
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="file to look at")
@@ -46,7 +47,8 @@ def add_transfer(commands: Any) -> None:
         commands,
         "transfer",
         _transfer,
-        "Carry the weights of a checkpoint into the plans of a dataset, ready for nnUNetTrainerGenesisFinetune.",
+        "Carry the weights of a checkpoint into the plans of a dataset, ready for nnUNetTrainerGenesisFinetune: of a "
+        "U-Net into a U-Net, of a Primus into a Primus (plan --network).",
         "nnunet_genesis transfer checkpoint_final.pth -d 4 -c 3d_fullres --epochs 200",
     )
     parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="of nnU-Net v2 or v1, nnssl, "

@@ -45,7 +45,7 @@ def skeleton(architecture: Mapping[str, Any], channels: int, classes: int = 1) -
     try:
         with torch.device("meta"):
             network: nn.Module = network_class(NETWORKS[name])(input_channels=channels, num_classes=classes, **values)
-    except (TypeError, ValueError, AssertionError, RuntimeError, IndexError, AttributeError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
         raise TransferError(f"The {name} that the checkpoint describes cannot be built: {reason(error)}.") from None
     return network
 

@@ -17,7 +17,19 @@ from pathlib import Path
 from nnunet_genesis import cli
 from nnunet_genesis.resources import trainers_folder
 from tests.hostile.mutations import BYTES, TRAP, changed_json, changed_pickle, changed_tensors
-from tests.hostile.originals import CHECKPOINTS, IMPORTED, MODEL, RAW, RESTORED, SCAN_FILES, SCANS, SLICE, TARGET
+from tests.hostile.originals import (
+    CHECKPOINTS,
+    IMPORTED,
+    MODEL,
+    PRIMUS,
+    PRIMUS_PLANS,
+    RAW,
+    RESTORED,
+    SCAN_FILES,
+    SCANS,
+    SLICE,
+    TARGET,
+)
 
 LONGEST = 10.0
 """Seconds of processor time for a file below 1 MB."""
@@ -31,6 +43,7 @@ PROGRESS = re.compile(r"\| \d+/\d+ \[")
 """In every line of a progress bar."""
 
 TRANSFER = ("transfer", "files/v2.pth", "-d", "4", "-c", "3d_fullres")
+TO_PRIMUS = ("transfer", PRIMUS, *TRANSFER[2:], "-p", Path(PRIMUS_PLANS).stem)
 PREPROCESS = ("preprocess", "-d", "501", "-np", "1", "-c")
 EXPORT = ("export", MODEL)
 IMPORT = ("import", "-d", "600", "-n", "Imported", "--channels", "T1", "-np", "1")
@@ -49,6 +62,8 @@ KINDS: list[tuple[str, str, list[tuple[str, ...]]]] = [
     ("plans of a model", f"{MODEL}/plans.json", [EXPORT]),
     ("dataset.json of a model", f"{MODEL}/dataset.json", [EXPORT]),
     ("plans of the target", f"{TARGET}/nnUNetPlans.json", [TRANSFER, LIKE]),
+    ("Primus", PRIMUS, [("inspect", PRIMUS), TO_PRIMUS]),
+    ("plans of a Primus", PRIMUS_PLANS, [TO_PRIMUS, (*LIKE, "--like-plans", Path(PRIMUS_PLANS).stem)]),
     ("plans template", "template.json", [TEMPLATE]),
     ("plans to pre-train with", f"{SCANS}/nnUNetGenesisPlans.json", [(*PREPROCESS, "3d_fullres"), TEMPLATE]),
     ("dataset.json, raw", f"{RAW}/dataset.json", [(*PREPROCESS, "3d_fullres"), TEMPLATE, LIKE]),

@@ -43,6 +43,8 @@ CHECKPOINTS = {
     "state dict .pth": "files/weights.pth",
     "safetensors": "files/weights.safetensors",
 }
+PRIMUS = "files/primus.pth"
+PRIMUS_PLANS = f"{TARGET}/Primus.json"
 SCAN_FILES = {kind: f"scans{kind}/scan{kind}" for kind in (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")}
 RESTORED = "restored"
 SLICE = "scans.dcm/slice01.dcm"
@@ -63,6 +65,7 @@ def make_world(base: Path) -> Path:
             plans = json.loads(path.read_text())
             _shrink(plans)
             path.write_text(json.dumps(plans, indent=1))
+        run_genesis("plan", "-d", 4, "--template", "tiny_primus", "-p", "Primus")
         _write_checkpoints(base)
         _write_scans(base)
         run_genesis("transfer", base / CHECKPOINTS["nnU-Net v2"], "-d", 4, "-c", "3d_fullres", "--to", "Earlier")
@@ -118,6 +121,7 @@ def _write_checkpoints(base: Path) -> None:
     original = {"epoch": 6, "state_dict": original_unet3d(4), "optimizer_state_dict": {"state": {}}}
     torch.save(original, base / CHECKPOINTS["Models Genesis"], _use_new_zipfile_serialization=False)
     torch.save(_nnssl(weights, content), base / CHECKPOINTS["nnssl"])
+    torch.save(_masked_autoencoder(_checkpoint(base, "Primus", "nnUNetTrainerGenesisPretrain")), base / PRIMUS)
 
 
 def _pretrained(content: dict[str, Any]) -> dict[str, Any]:
@@ -132,6 +136,14 @@ def _pretrained(content: dict[str, Any]) -> dict[str, Any]:
     return content | {
         "network_weights": network.state_dict(), "trainer_name": "nnUNetTrainerGenesisPretrain", "genesis": facts
     }  # fmt: skip
+
+
+def _masked_autoencoder(content: dict[str, Any]) -> dict[str, Any]:
+    """As the recipe mae writes it: the names of a Primus within another network, and a decoder of its own."""
+    weights = {f"network.{name}": tensor for name, tensor in content["network_weights"].items()}
+    facts = {"channel_names": ["T1"], "spacing": [1.0, 1.0, 1.0]}
+    own = {"decoder_of_tokens.narrow.weight": torch.ones(24, 48)}
+    return content | {"network_weights": weights | own, "genesis": facts}
 
 
 def _nnssl(weights: dict[str, torch.Tensor], content: dict[str, Any]) -> dict[str, Any]:

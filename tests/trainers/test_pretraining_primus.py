@@ -17,19 +17,23 @@ from nnunetv2.run.run_training import get_trainer_from_args
 
 from nnunet_genesis.pretraining.masked_autoencoder import MaskedAutoencoder
 from nnunet_genesis.pretraining.patches import VALIDATION
+from nnunet_genesis.pretraining.restoration_log import RestorationLog
 from nnunet_genesis.pretraining.trainer import nnUNetTrainerGenesisPretrain
 from nnunet_genesis.primus import Primus
+from tests.conftest import run_genesis, run_stock, use_folders
 from tests.trainers.conftest import CPU, PRETRAIN, edit_plans, pretraining_plans, results
 
 TRAINER = "nnUNetTrainerGenesisPretrain"
-SIZES = {"embed_dim": 48, "eva_depth": 2, "eva_numheads": 2, "patch_embed_size": [8, 8, 8], "input_shape": [16, 24, 16],
+PATCH = (24, 16, 16)
+"""Longer than the volumes along one axis."""
+SIZES = {"embed_dim": 48, "eva_depth": 2, "eva_numheads": 2, "patch_embed_size": [8, 8, 8], "input_shape": list(PATCH),
          "drop_path_rate": 0.2, "scale_attn_inner": True, "init_values": 0.1}  # fmt: skip
 PRIMUS = {"network_class_name": "nnunet_genesis.primus.Primus", "arch_kwargs": SIZES, "_kw_requires_import": []}
 
 
-def plan(ready: Path, genesis: Any, *flags: object, patch: tuple[int, ...] = (16, 24, 16), **settings: Any) -> None:
+def plan(ready: Path, genesis: Any, *flags: object, patch: tuple[int, ...] = PATCH, **settings: Any) -> None:
     """Plans of dataset 501 with the settings of flags and a small Primus."""
-    lengths = ("--epochs", 4, "--iterations", 2, "--validation-iterations", 2, "--save-every", 1)
+    lengths = ("--epochs", 3, "--iterations", 2, "--validation-iterations", 2, "--save-every", 1)
     before = json.loads(pretraining_plans(ready).read_text())
     assert genesis("plan", "-d", 501, "--like", 4, *lengths, *flags) == 0
     plans = before | {"genesis": json.loads(pretraining_plans(ready).read_text())["genesis"]}
@@ -38,6 +42,33 @@ def plan(ready: Path, genesis: Any, *flags: object, patch: tuple[int, ...] = (16
     block["patch_size"] = list(patch)
     plans["genesis"]["pretraining"] |= settings
     pretraining_plans(ready).write_text(json.dumps(plans))
+
+
+RANGE = ("--recipe", "mae", "--warmup", 1.5, "--masking-ratio", 0.5, 0.9)
+
+
+@pytest.fixture(scope="module")
+def trained(ready_once: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A masked autoencoder whose patches are corrupted by workers: its last checkpoint, its summary."""
+    with pytest.MonkeyPatch.context() as patch:
+        base = use_folders(tmp_path_factory.mktemp("trained"), patch)
+        shutil.copytree(ready_once, base, dirs_exist_ok=True)
+        plan(base, run_genesis, *RANGE)
+        run_stock(patch, "nnUNetv2_train", *PRETRAIN)
+        assert (results(base, TRAINER) / "progress.png").is_file()
+        return ended(base)
+
+
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than an epoch here, and `trained` has them."""
+    monkeypatch.setattr(RestorationLog, "plot_progress_png", lambda self, folder: None)
+
+
+def ended(base: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    folder = results(base, TRAINER)
+    summary = json.loads((folder / "restoration_summary.json").read_text())
+    return torch.load(folder / "checkpoint_final.pth", weights_only=True), summary
 
 
 def new_trainer(configuration: str = "3d_fullres") -> Any:
@@ -53,9 +84,10 @@ def wave(seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("normalised_targets", ["auto", "no"])
+@pytest.mark.usefixtures("no_curves")
 def test_hidden_cells_are_restored_better_than_without_learning(ready: Path, genesis, normalised_targets):
     plan(ready, genesis, "--recipe", "mae", "--lr", 5e-3, "--normalised-targets", normalised_targets,
-         epochs=3, iterations=60, validation_iterations=4)  # fmt: skip
+         patch=(16, 24, 16), epochs=3, iterations=60, validation_iterations=4)  # fmt: skip
     folder = ready / "nnUNet_preprocessed/Dataset501_Scans/nnUNetGenesisPlans_3d_fullres"
     for number in range(4):
         blosc2.asarray(wave(number), urlpath=str(folder / f"case{number}.b2nd"), mode="w")
@@ -75,11 +107,6 @@ def test_hidden_cells_are_restored_better_than_without_learning(ready: Path, gen
         assert baselines[0] == pytest.approx(1, abs=0.01)
 
 
-def weights_after(ready: Path, stock: Any) -> dict[str, Any]:
-    stock("nnUNetv2_train", *PRETRAIN)
-    return torch.load(results(ready, TRAINER) / "checkpoint_final.pth", weights_only=True)
-
-
 @pytest.fixture
 def figures(monkeypatch) -> list[Figure]:
     """Figures as they were saved."""
@@ -90,15 +117,16 @@ def figures(monkeypatch) -> list[Figure]:
 
 
 @pytest.mark.parametrize("corrupt_on", ["workers", "device"])
+@pytest.mark.usefixtures("no_curves")
 def test_an_interrupted_masked_autoencoder_ends_bit_by_bit_like_an_uninterrupted_one(
-    ready: Path, stock, genesis, monkeypatch, corrupt_on
+    ready: Path, stock, genesis, monkeypatch, corrupt_on, trained
 ):
-    plan(ready, genesis, "--recipe", "mae", "--warmup", 1.5, "--corrupt-on", corrupt_on, "--masking-ratio", 0.5, 0.9,
-         patch=(24, 24, 24))  # fmt: skip
-    whole = weights_after(ready, stock)
-    folder = results(ready, TRAINER)
-    summary = json.loads((folder / "restoration_summary.json").read_text())
-    shutil.rmtree(folder.parents[1])
+    plan(ready, genesis, *RANGE, "--corrupt-on", corrupt_on)
+    (whole, summary) = trained
+    if corrupt_on == "device":
+        stock("nnUNetv2_train", *PRETRAIN)
+        whole, summary = ended(ready)
+        shutil.rmtree(results(ready, TRAINER).parents[1])
 
     def stop_or_go(self):
         if self.current_epoch == 2:
@@ -111,19 +139,19 @@ def test_an_interrupted_masked_autoencoder_ends_bit_by_bit_like_an_uninterrupted
         with pytest.raises(KeyboardInterrupt):
             stock("nnUNetv2_train", *PRETRAIN)
     stock("nnUNetv2_train", *PRETRAIN, "--c")
-    resumed = torch.load(folder / "checkpoint_final.pth", weights_only=True)
+    resumed, summary_of_resumed = ended(ready)
     assert resumed["network_weights"].keys() == whole["network_weights"].keys()
     assert all(torch.equal(resumed["network_weights"][name], value) for name, value in whole["network_weights"].items())
     assert resumed["logging"]["lrs"] == whole["logging"]["lrs"]
     assert resumed["logging"]["infill_mse"] == whole["logging"]["infill_mse"]
-    assert json.loads((folder / "restoration_summary.json").read_text()) == summary
+    assert summary_of_resumed == summary
     assert list(summary["errors"]) == ["recipe", "masking alone"]
     assert summary["errors"]["recipe"] == summary["errors"]["masking alone"]
 
 
-def test_the_checkpoint_holds_a_primus_under_its_own_names(ready: Path, stock, genesis):
-    plan(ready, genesis, "--recipe", "mae", "--epochs", 1)
-    content = weights_after(ready, stock)
+def test_the_checkpoint_holds_a_primus_under_its_own_names(ready: Path, genesis, trained):
+    plan(ready, genesis, *RANGE)
+    content, _ = trained
     weights = content["network_weights"]
     inner = {name.removeprefix("network."): value for name, value in weights.items() if name.startswith("network.")}
     network = Primus(1, 1, **SIZES)
@@ -169,9 +197,11 @@ def test_pictures_show_what_was_visible_and_what_was_restored(ready: Path, genes
 
 
 @pytest.mark.parametrize("recipe", ["paper", "released", "masking"])
+@pytest.mark.usefixtures("no_curves")
 def test_a_primus_restores_whole_patches_too(ready: Path, stock, genesis, recipe):
     plan(ready, genesis, "--recipe", recipe, "--epochs", 1, "--drop-path", 0.1)
-    content = weights_after(ready, stock)
+    stock("nnUNetv2_train", *PRETRAIN)
+    content, _ = ended(ready)
     Primus(1, 1, **SIZES).load_state_dict(content["network_weights"])
     assert "copy_mse" in content["logging"]
     trainer = new_trainer()
@@ -222,7 +252,7 @@ def test_what_a_masked_autoencoder_learned_is_transferred_into_a_primus(ready: P
     trainer.save_checkpoint(str(ready / "mae.pth"))
     target = ready / "nnUNet_preprocessed/Dataset004_Target"
     edit_plans(target / "nnUNetPlans.json", configurations__3d_fullres__architecture=PRIMUS,
-               configurations__3d_fullres__patch_size=[16, 24, 16])  # fmt: skip
+               configurations__3d_fullres__patch_size=list(PATCH))  # fmt: skip
     assert genesis("transfer", ready / "mae.pth", "-d", 4, "-c", "3d_fullres", "--epochs", 2) == 0
     (file,) = target.glob("*.pth")
     carried = torch.load(file, weights_only=True)["network_weights"]
