@@ -97,7 +97,7 @@ def _pair_times(clean: torch.Tensor, batches: Sequence[Sequence[PairParams]]) ->
     """Times of pair generation for batches of params, the first of which are only for warming up."""
     ignored = [None] * len(clean)
     for _ in range(WARM_UP):
-        corrupted_on(clean.device, {"target": clean, "params": batches[-1], "ignored": ignored})
+        corrupted_on(clean.device, {"target": clean, "params": batches[-1], "ignored": ignored, "leaves_out": False})
     for params in batches:
-        batch = {"target": clean, "params": params, "ignored": ignored}
+        batch = {"target": clean, "params": params, "ignored": ignored, "leaves_out": False}
         yield seconds(lambda batch=batch: corrupted_on(clean.device, batch), clean.device)  # type: ignore[misc]
