@@ -234,10 +234,13 @@ def test_pretraining_and_its_pictures_know_nothing_of_ignored_voxels(raw, nnunet
     write_mask(raw, half(), "case2.nii.gz")
     assert run()[0] == 3
     drawn: list[Any] = []
-    monkeypatch.setattr("nnunet_genesis.pretraining.trainer.restoration_sheet", lambda rows, *_: drawn.extend(rows))
+    monkeypatch.setattr(
+        "nnunet_genesis.pretraining.restoration_log.restoration_sheet", lambda rows, *_: drawn.extend(rows)
+    )
     stock(
         "nnUNetv2_train", 501, "3d_fullres", "all", "-tr", "nnUNetTrainerGenesisPretrain", "-p", PLANS, "-device", "cpu"
     )
+    assert drawn
     assert all(np.isnan(original).any() and np.isfinite(original).any() for original, *_ in drawn)
     assert all(np.isfinite(restored).all() for _, _, restored in drawn)
     (summary,) = (nnunet / "nnUNet_results").rglob("restoration_summary.json")

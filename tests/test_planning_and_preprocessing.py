@@ -38,7 +38,7 @@ def test_masking_takes_one_number_or_several(planned: Path, genesis, ratio, rang
     assert genesis("plan", "-d", 501, "--like", 4, *flags) == 0
     plans = json.loads((planned / "nnUNet_preprocessed/Dataset501_Scans/nnUNetGenesisPlans.json").read_text())
     masking = plans["genesis"]["pretraining"]["recipe"]["masking"]
-    assert masking == {"probability": 1.0, "ratio": range_, "cell_size": edges}
+    assert masking == {"probability": 1.0, "ratio": range_, "cell_size": edges, "masked_as": "zeros"}
 
 
 def test_plans_are_the_targets_but_for_names_and_settings(planned: Path, genesis):
