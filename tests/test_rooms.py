@@ -28,7 +28,7 @@ MAY_USE: dict[str, set[str]] = {
     "corruption": GROUND | {"settings_base"},
     "settings": GROUND | {"settings_base", "corruption"},
     "networks": GROUND | {"architecture_checks", "named_classes", "nnunet_dataset"},
-    "checkpoints": GROUND | {"architecture_checks", "files", "named_classes", "networks", "nnunet_dataset"},
+    "checkpoints": GROUND | {"architecture_checks", "files", "named_classes", "networks", "nnunet_dataset", "primus"},
     "transfer": GROUND | {"checkpoints", "files", "named_classes", "networks", "nnunet_dataset", "settings"},
     "folds": GROUND | {"nnunet_dataset", "plans_checks", "preflight"},
     "leaks": GROUND | {"checkpoints", "files"},

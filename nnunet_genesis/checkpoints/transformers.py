@@ -12,7 +12,7 @@ from nnunet_genesis.checkpoints.names import canonical
 from nnunet_genesis.checkpoints.plain_types import plain
 from nnunet_genesis.checkpoints.validate import Validated, disagreement, fits
 from nnunet_genesis.errors import CheckpointError, TransferError, printable
-from nnunet_genesis.named_classes import PRIMUS, names_primus
+from nnunet_genesis.named_classes import OURS, PRIMUS, names_primus
 from nnunet_genesis.networks.build import skeleton
 from nnunet_genesis.networks.primus_layout import HEAD, POSITIONS, READS_IMAGE, REGISTERS
 from nnunet_genesis.networks.tied_names import name_groups
@@ -23,9 +23,6 @@ LAST_NORM = "eva.norm.weight"
 ROTATIONS = "eva.rope.pos_embed"
 """Sines and cosines by grid and heads: no weights, and in files of older libraries only."""
 ENCODER = ("eva.", "down_projection.", REGISTERS)
-HEADS_OF_WIDTH = {396: 6, 792: 12, 864: 12, 1056: 16}
-"""Of the published sizes S, B, M and L: tensors show the width of all heads together only."""
-CLASSES = ("Primus", "PrimusV2", "PrimusV3")
 TRAINED_WITH = {"init_values": 0.1, "scale_attn_inner": True}
 """What nnU-Net's and nnssl's trainers set where tensors show that it is set."""
 
@@ -130,13 +127,17 @@ def _heads(width: int, rotations: torch.Tensor | None) -> tuple[int, tuple[str, 
     """Number of heads, and the note on an assumption."""
     if rotations is not None and rotations.ndim == 2 and rotations.shape[1] >= 2:
         return 2 * width // rotations.shape[1], ()  # sine and cosine for each feature of a head
-    if width not in HEADS_OF_WIDTH:
-        known = ", ".join(map(str, HEADS_OF_WIDTH))
+    from nnunet_genesis.primus import WIDTHS  # imports transformers
+
+    # tensors show the width of all heads together only
+    published = {embed_dim: eva_numheads for embed_dim, _, eva_numheads in WIDTHS.values()}
+    if width not in published:
+        known = ", ".join(map(str, published))
         raise CheckpointError(
             f"holds a Primus of width {width} without its plans: the tensors do not tell its number of heads, which is "
             f"known for widths {known} only. Name the checkpoint of the training, with the plans inside."
         )
-    heads = HEADS_OF_WIDTH[width]
+    heads = published[width]
     return heads, (f"{heads} heads are assumed, those of the published Primus of width {width}",)
 
 
@@ -218,7 +219,7 @@ def _checked(architecture: Any) -> dict[str, Any]:
         numbers = [arguments[key] for key in ("embed_dim", "eva_depth", "eva_numheads")]
     except (KeyError, TypeError, AttributeError):
         raise CheckpointError("describes its network incompletely.") from None
-    if not names_primus(name) or name.removeprefix(PRIMUS) not in CLASSES:
+    if not names_primus(name) or name not in OURS:
         raise CheckpointError(f"names a network that is not its own: {printable(name, 150)}.")
     if shapes != [3, 3] or not all(isinstance(number, int) for number in numbers):
         raise CheckpointError("describes its network incompletely.")

@@ -165,11 +165,11 @@ def _cells_of_tokens(recipe: Recipe, plans: Mapping[str, Any], configuration: st
             f"{len(patch)} axes and a {name}, which cannot leave cells out. {otherwise}"
         )
     arguments = manager.network_arch_init_kwargs
-    cell, planned = tuple(arguments["patch_embed_size"]), tuple(arguments["input_shape"])
-    if planned != patch or math.prod(planned) < 2 * math.prod(cell):
+    cell = tuple(arguments["patch_embed_size"])
+    if math.prod(patch) < 2 * math.prod(cell):
         raise SettingsError(
-            f"The Primus of {configuration} is for patches of {planned} voxels in cells of {cell}, but patches have "
-            f"{patch} voxels. A masked autoencoder needs the same size, of two cells or more: plan again."
+            f"The Primus of {configuration} makes one token of a patch of {patch} voxels: a masked autoencoder needs "
+            "two or more, to hide one. Plan larger patches."
         )
     if recipe.fitted(cell).masking.cell_size != cell:
         raise SettingsError(

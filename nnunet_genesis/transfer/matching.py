@@ -50,6 +50,13 @@ def match(
         return match_primus(source, built, network, channels)
     if is_primus(built) or is_primus(network):
         refuse_other_family(type(built).__name__, type(network).__name__)
+    return _match_unets(source, built, network, channels, resize_widths)
+
+
+def _match_unets(
+    source: PretrainedNetwork, built: nn.Module, network: nn.Module, channels: Sequence[str], resize_widths: bool
+) -> TransferReport:
+    """As `match`; `built` is the source's network without its weights."""
     source_layout, target_layout = describe(built), describe(network)
     refuse_other_family(source_layout.family, target_layout.family)
     inputs = sum(target_layout.layers[Place(STEM, 0)].inputs)
