@@ -93,6 +93,7 @@ def main() -> None:
         for ratio, one in best.items()
     ]  # fmt: skip
     header = ["ratio", "encoder [s]", "of ratio 0", "whole step [s]", "of ratio 0", "peak GB"]
+    edges = " ".join(map(str, shape))
     precision = "float16 autocast" if device.type == "cuda" else "float32"
     report = f"""# What hidden tokens save
 
@@ -104,7 +105,7 @@ optimiser. Peak GB is the most that tensors held on a CUDA device.
 
 {facts(device)}; threads: {torch.get_num_threads()}
 
-`python benchmarks/masked_autoencoder.py --size {chosen.size} --patch {" ".join(map(str, shape))} --batch {chosen.batch}`
+`python benchmarks/masked_autoencoder.py --size {chosen.size} --patch {edges} --batch {chosen.batch}`
 """
     print(report)
     if chosen.o:
