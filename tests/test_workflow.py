@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
 import torch
 
-from tests.conftest import blob, shrink_plans
+from tests.conftest import blob, run_stock, shrink_plans
 
 PRETRAINING = ("--epochs", 2, "--iterations", 3, "--validation-iterations", 2, "--plot-every", 1, "--save-every", 1)
 PICTURES = ("progress.png", "restoration_epoch_0001.png", "restoration_epoch_0002.png", "restoration_final.png")
 
 
 @pytest.mark.parametrize(
-    ("template", "configuration", "channels"),
-    [("tiny", "3d_fullres", ("T1",)), ("tiny_resenc", "3d_fullres", ("T1", "T2")), ("tiny_resenc", "2d", ("T1",))],
+    ("template", "configuration", "channels", "processes"),
+    [
+        ("tiny", "3d_fullres", ("T1",), True),
+        ("tiny_resenc", "3d_fullres", ("T1", "T2"), False),
+        ("tiny_resenc", "2d", ("T1",), False),
+    ],
 )
-def test_from_scans_to_predictions(template, configuration, channels, nnunet: Path, make_dataset, genesis, stock):
+def test_from_scans_to_predictions(
+    template, configuration, channels, processes, nnunet: Path, make_dataset, genesis, monkeypatch
+):
+    """Once with the processes that nnU-Net starts; otherwise faster."""
+    stock, apart = partial(run_stock, monkeypatch, processes=processes), int(processes)
     make_dataset(4, "Target", 5, channels)
     scans = nnunet / "scans"
     scans.mkdir()
@@ -58,7 +67,7 @@ def test_from_scans_to_predictions(template, configuration, channels, nnunet: Pa
     images = nnunet / "nnUNet_raw/Dataset004_Target/imagesTr"
     stock("nnUNetv2_predict", "-d", 4, "-c", configuration, "-f", 0, "-tr", "nnUNetTrainerGenesisFinetune", "-p",
           "nnUNetPlans_genesis", "-i", images, "-o", nnunet / "predicted", "-device", "cpu", "--disable_tta",
-          "-npp", 1, "-nps", 1)  # fmt: skip
+          "-npp", apart, "-nps", apart)  # fmt: skip
     predicted = sitk.ReadImage(str(nnunet / "predicted" / "case0.nii.gz"))
     assert predicted.GetSize() == (22, 24, 20)
 

@@ -35,7 +35,7 @@ def plan(ready: Path, genesis: Any, *flags: object, patch: tuple[int, ...] = PAT
     """Plans of dataset 501 with the settings of flags and a small Primus."""
     lengths = ("--epochs", 3, "--iterations", 2, "--validation-iterations", 2, "--save-every", 1)
     before = json.loads(pretraining_plans(ready).read_text())
-    assert genesis("plan", "-d", 501, "--like", 4, *lengths, *flags) == 0
+    assert genesis("plan", "-d", 501, "--like", 4, "--network", "primus_s", *lengths, *flags) == 0
     plans = before | {"genesis": json.loads(pretraining_plans(ready).read_text())["genesis"]}
     block = plans["configurations"]["3d_fullres"]
     block["architecture"] = PRIMUS | {"arch_kwargs": SIZES | {"input_shape": list(patch)}}
