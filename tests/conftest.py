@@ -15,6 +15,7 @@ os.environ.setdefault("nnUNet_n_proc_DA", "0")  # nnU-Net reads some of these wh
 os.environ.setdefault("nnUNet_def_n_proc", "1")
 os.environ.setdefault("nnUNet_compile", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also in processes that tests start
 
 import numpy as np
 import pytest
@@ -140,8 +141,7 @@ def stock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def run_stock(patch: pytest.MonkeyPatch, command: str, *arguments: object, processes: bool = False) -> None:
     """Run a command of nnU-Net in this process.
 
-    Where nnU-Net starts processes, which import everything anew and take seconds, threads do their work, unless
-    `processes`.
+    Where nnU-Net starts processes, which import everything anew for seconds, threads do their work, unless `processes`.
     """
     entries = {
         "nnUNetv2_train": ("nnunetv2.run.run_training", "run_training_entry"),
@@ -151,9 +151,10 @@ def run_stock(patch: pytest.MonkeyPatch, command: str, *arguments: object, proce
     module, function = entries[command]
     patch.setattr("sys.argv", [command, *map(str, arguments)])
     patch.setattr(torch, "set_num_threads", lambda count: None)  # nnU-Net would take one for each core
-    if not processes:
-        threads_for_processes(patch)
-    getattr(importlib.import_module(module), function)()
+    with pytest.MonkeyPatch.context() as pools:
+        if not processes:
+            threads_for_processes(pools)
+        getattr(importlib.import_module(module), function)()
 
 
 def threads_for_processes(patch: pytest.MonkeyPatch) -> None:

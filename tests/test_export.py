@@ -96,13 +96,13 @@ def label_map(path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize(("configuration", "folds"), [("3d_fullres", (0, 1)), ("2d", (0,))])
 def test_stock_nnunet_predicts_the_same_without_the_package(configuration, folds, trained, genesis, stock, capsys):
-    """By the command that the export prints, in which nnU-Net starts processes, and by the model's folder."""
+    """By the command that the export prints, and by the model's folder, where nnU-Net starts processes."""
     model = trained / RESULTS / f"{OURS}{configuration}"
     images = trained / "images"
     images.mkdir()
     shutil.copy(trained / "nnUNet_raw/Dataset004_Target/imagesTr/case0_0000.nii.gz", images)
     options = ("-i", images, "-device", "cpu", "-f", *folds)
-    at_once, beside = ("-npp", 0, "-nps", 0), ("-npp", 1, "-nps", 1)  # without processes, with two
+    at_once = ("-npp", 0, "-nps", 0)  # no processes beside
     stock("nnUNetv2_predict", "-d", 4, "-c", configuration, "-tr", "nnUNetTrainerGenesisFinetune", "-p",
           "nnUNetPlans_scratch", "-o", trained / "ours", *options, *at_once)  # fmt: skip
     assert genesis("export", model) == (2 if configuration == "3d_fullres" else 0)
@@ -115,14 +115,13 @@ def test_stock_nnunet_predicts_the_same_without_the_package(configuration, folds
     program, *words = out.splitlines()[-1].split()
     assert program == "nnUNetv2_predict"
     words = [{"IN": images, "OUT": trained / "stock"}.get(word, word) for word in words]
-    how = beside if configuration == "3d_fullres" else at_once
-    alone(trained, f"{entries}:predict_entry_point", *words, "-device", "cpu", *how)
+    alone(trained, f"{entries}:predict_entry_point", *words, "-device", "cpu", *at_once)
     expected = label_map(trained / "ours/case0.nii.gz")
     assert len(np.unique(expected)) > 1
     np.testing.assert_array_equal(label_map(trained / "stock/case0.nii.gz"), expected)
     if configuration == "3d_fullres":
         alone(trained, f"{entries}:predict_entry_point_modelfolder", "-m", trained / RESULTS / f"{STOCK}3d_fullres",
-              "-o", trained / "modelfolder", *options, *at_once)  # fmt: skip
+              "-o", trained / "modelfolder", *options, "-npp", 1, "-nps", 1)  # fmt: skip
         np.testing.assert_array_equal(label_map(trained / "modelfolder/case0.nii.gz"), expected)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,10 +24,9 @@ PICTURES = ("progress.png", "restoration_epoch_0001.png", "restoration_epoch_000
     ],
 )
 def test_from_scans_to_predictions(
-    template, configuration, channels, processes, nnunet: Path, make_dataset, genesis, monkeypatch
+    template, configuration, channels, processes, nnunet: Path, make_dataset, genesis, stock, monkeypatch
 ):
-    """Once with the processes that nnU-Net starts; otherwise faster."""
-    stock, apart = partial(run_stock, monkeypatch, processes=processes), int(processes)
+    """Once with processes where nnU-Net starts some, for validation and prediction."""
     make_dataset(4, "Target", 5, channels)
     scans = nnunet / "scans"
     scans.mkdir()
@@ -59,7 +57,7 @@ def test_from_scans_to_predictions(
     schedule = ["--epochs", 1, "--iterations", 2]
     assert genesis("transfer", pretrained, "-d", 4, "-c", configuration, *schedule) == 0
     finetune = [4, configuration, 0, "-tr", "nnUNetTrainerGenesisFinetune", "-p", "nnUNetPlans_genesis"]
-    stock("nnUNetv2_train", *finetune, "-device", "cpu")
+    run_stock(monkeypatch, "nnUNetv2_train", *finetune, "-device", "cpu", processes=processes)
 
     # neither resuming nor predicting needs the transferred weights
     (nnunet / f"nnUNet_preprocessed/Dataset004_Target/nnUNetPlans_genesis_{configuration}.pth").unlink()
@@ -67,7 +65,7 @@ def test_from_scans_to_predictions(
     images = nnunet / "nnUNet_raw/Dataset004_Target/imagesTr"
     stock("nnUNetv2_predict", "-d", 4, "-c", configuration, "-f", 0, "-tr", "nnUNetTrainerGenesisFinetune", "-p",
           "nnUNetPlans_genesis", "-i", images, "-o", nnunet / "predicted", "-device", "cpu", "--disable_tta",
-          "-npp", apart, "-nps", apart)  # fmt: skip
+          "-npp", int(processes), "-nps", int(processes))  # fmt: skip
     predicted = sitk.ReadImage(str(nnunet / "predicted" / "case0.nii.gz"))
     assert predicted.GetSize() == (22, 24, 20)
 
