@@ -23,6 +23,8 @@ from nnunet_genesis.pretraining.trainer import nnUNetTrainerGenesisPretrain
 from tests.trainers.conftest import CPU, PRETRAIN, edit_plans, pretraining_plans, results
 from tests.transfer.networks import unet
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 def new_trainer() -> nnUNetTrainerGenesisPretrain:
     return get_trainer_from_args(
@@ -104,7 +106,6 @@ def end_epoch(trainer: nnUNetTrainerGenesisPretrain, mse: float, mae: float, ssi
     trainer.on_validation_epoch_end(
         [{"errors": [{"mse": mse * part, "mae": mae * part, "ssim": ssim * part} | others]} for part in (0.5, 1.5)]
     )
-    trainer.logger.plot_progress_png = lambda folder: None  # slow, and not what is asked for
     trainer.on_epoch_end()
     return Path(trainer.output_folder) / "checkpoint_best.pth"
 
