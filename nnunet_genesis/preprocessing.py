@@ -121,7 +121,9 @@ def preprocess(
 def _folder(dataset: str, plans: dict[str, Any], configuration: str) -> Path:
     """Where the volumes of a dataset without labels lie."""
     refuse_cascade(plans, configuration)
-    folder = preprocessed_folder(dataset) / configuration_of(plans, configuration).configuration["data_identifier"]
+    folder: Path = (
+        preprocessed_folder(dataset) / configuration_of(plans, configuration).configuration["data_identifier"]
+    )
     if has_labels(dataset):
         command = preprocessing_command(plans, configuration, folder.name)
         raise DatasetError(f"{dataset} has labels: nnU-Net's own volumes serve pre-training too. Run: {command}")

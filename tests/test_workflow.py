@@ -11,8 +11,8 @@ import torch
 
 from tests.conftest import blob, run_stock, shrink_plans
 
-PRETRAINING = ("--epochs", 2, "--iterations", 3, "--validation-iterations", 2, "--plot-every", 1, "--save-every", 1)
-PICTURES = ("progress.png", "restoration_epoch_0001.png", "restoration_epoch_0002.png", "restoration_final.png")
+PRETRAINING = ("--epochs", 2, "--iterations", 3, "--validation-iterations", 2, "--plot-every", 2, "--save-every", 1)
+PICTURES = ("progress.png", "restoration_epoch_0002.png", "restoration_final.png")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,3 @@ def test_from_scans_to_predictions(
           "-npp", int(processes), "-nps", int(processes))  # fmt: skip
     predicted = sitk.ReadImage(str(nnunet / "predicted" / "case0.nii.gz"))
     assert predicted.GetSize() == (22, 24, 20)
-
-    # the pre-trained checkpoint also starts a stock training
-    stock("nnUNetv2_train", 501, configuration, "all", "-tr", "nnUNetTrainerGenesisPretrain", "-p",
-          "nnUNetGenesisPlans", "-device", "cpu", "-pretrained_weights", pretrained, "--disable_checkpointing")  # fmt: skip
