@@ -19,7 +19,7 @@ from nnunet_genesis.checkpoints.saving import save_plain, versions
 from nnunet_genesis.errors import CheckpointError, TransferError, one_line, reason
 from nnunet_genesis.files import sha256
 from nnunet_genesis.named_classes import is_primus, names_primus
-from nnunet_genesis.networks.build import build_network, encoder_parameters, is_head, unwrap
+from nnunet_genesis.networks.build import build_network, is_head, unwrap
 from nnunet_genesis.networks.depths import encoder_depths
 from nnunet_genesis.preflight import (
     check_before_training,
@@ -66,9 +66,9 @@ def encoder_groups(network: nn.Module, layer_lr_decay: float) -> list[tuple[list
     the share `layer_lr_decay ** (n + 1 - i)`, and what comes before the blocks that of i = 0, as in SelfMedMAE
     (arXiv 2203.05573) and BEiT; blocks of a U-Net are its stages.
     """
-    if layer_lr_decay == 1:
-        return [(encoder_parameters(network), 1.0)]
     depths = encoder_depths(network)
+    if layer_lr_decay == 1:
+        return [([parameter for group in depths for parameter in group], 1.0)]
     return [(group, layer_lr_decay ** (len(depths) - 1 - depth)) for depth, group in enumerate(depths) if group]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,8 @@ def add_export(commands: Any) -> None:
 def _export(chosen: argparse.Namespace) -> int:
     from nnunet_genesis.export import export
 
-    print("Both models predict on the CPU, to be compared: minutes for a large network.", flush=True)
-    done = export(chosen.folder, chosen.chk)
+    told = "Both models predict on the CPU, to be compared: minutes for a large network."
+    done = export(chosen.folder, chosen.chk, partial(print, told, flush=True))
     trainer, plans, configuration = done.folder.name.split("__")
     folds = [fold.removeprefix("fold_") for fold in done.folds]
     print(

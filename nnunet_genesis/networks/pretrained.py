@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from nnunet_genesis.errors import printable
 from nnunet_genesis.named_classes import names_primus
 from nnunet_genesis.networks.wording import times
 
@@ -83,7 +84,18 @@ def _in_words(architecture: Mapping[str, Any]) -> str:
             parts.append(f"{text} {' '.join(map(str, kwargs[key]))}")
     if "kernel_sizes" in kwargs:
         parts.append("kernels " + " ".join(map(times, kwargs["kernel_sizes"])))
-    return "; ".join([*parts, "strides " + " ".join(map(times, kwargs["strides"]))])
+    return "; ".join(
+        [*parts, "strides " + " ".join(map(times, kwargs["strides"])), *_operations_in_words(architecture)]
+    )
+
+
+def _operations_in_words(architecture: Mapping[str, Any]) -> list[str]:
+    """Normalisation and activation, e.g. InstanceNorm3d and LeakyReLU."""
+    if architecture["network_class_name"].endswith(".UNet3D"):  # has no other, so that its arguments do not name them
+        return ["norm BatchNorm3d", "activation ReLU"]
+    named = [architecture["arch_kwargs"].get(key) for key in ("norm_op", "nonlin")]
+    norm, activation = ("none" if name is None else printable(str(name).rpartition(".")[2], 40) for name in named)
+    return [f"norm {norm}", f"activation {activation}"]
 
 
 def _primus_in_words(name: str, kwargs: Mapping[str, Any]) -> str:

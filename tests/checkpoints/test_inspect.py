@@ -24,7 +24,7 @@ def test_it_says_what_a_file_is(tmp_path: Path, genesis, capsys):
     assert {label: text.strip() for label, text in shown.items()} == {
         "format": "nnU-Net v2 (nnUNetTrainerDA5)",
         "architecture": "PlainConvUNet, 3D; 3 stages of 4 6 8; convolutions 2 2 2; kernels 3x3x3 3x3x3 3x3x3; "
-        "strides 1x1x1 2x2x2 2x2x2",
+        "strides 1x1x1 2x2x2 2x2x2; norm InstanceNorm3d; activation LeakyReLU",
         "parameters": f"{sum(parameter.numel() for parameter in network.parameters()):,}",
         "channels": "1 (T1)",
         "normalisation": "ZScoreNormalization",
