@@ -23,7 +23,7 @@ def add_dataset(commands: Any) -> None:
         "nnunet_genesis dataset msd /data/Task03_Liver -d 3",
     )
     challenges = parser.add_subparsers(dest="challenge", required=True, metavar="NAME")
-    for add in (_add_msd,):
+    for add in (_add_msd, _add_lits, _add_brats):
         add(challenges)
 
 
@@ -54,6 +54,44 @@ def _msd(chosen: argparse.Namespace) -> int:
     from nnunet_genesis.challenges.msd import find_download
 
     return _write(chosen, find_download(chosen.source))
+
+
+def _add_lits(challenges: Any) -> None:
+    parser = _add_challenge(
+        challenges,
+        "lits",
+        _lits,
+        "LiTS 2017, the Liver Tumor Segmentation benchmark.",
+        "folder with volume-N.nii, segmentation-N.nii and test-volume-N.nii, subfolders included",
+        "nnunet_genesis dataset lits /data/LiTS -d 17",
+    )
+    parser.add_argument("--keep-identity-affine", action="store_true", help="take volumes whose header has no spacing "
+                        "(28 to 47) for scans of 1 mm, in place of leaving them out")  # fmt: skip
+
+
+def _lits(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.challenges.lits import find_download
+
+    return _write(chosen, find_download(chosen.source, chosen.keep_identity_affine))
+
+
+def _add_brats(challenges: Any) -> None:
+    parser = _add_challenge(
+        challenges,
+        "brats",
+        _brats,
+        "BraTS, gliomas, 2013 to 2024: names of files tell the years and the meaning of labels.",
+        "unpacked folder of the download, training and, for a submission, validation cases",
+        "nnunet_genesis dataset brats /data/BraTS2021 -d 137 --regions",
+    )
+    parser.add_argument("--regions", action="store_true", help="train on whole tumor, tumor core and enhancing tumor, "
+                        "which overlap, in place of labels")  # fmt: skip
+
+
+def _brats(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.challenges.brats import find_download
+
+    return _write(chosen, find_download(chosen.source, chosen.regions))
 
 
 def _write(chosen: argparse.Namespace, download: Download) -> int:
