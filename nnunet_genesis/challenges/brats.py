@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from nnunet_genesis.challenges.archive import Submission, Wanted
 from nnunet_genesis.challenges.download import CASE_NAME, CHALLENGE, Case, Download, files_below, once
 from nnunet_genesis.errors import DatasetError
+from nnunet_genesis.files import read_json
 
 NAME = "brats"
 CHANNELS = ("T1w", "t1gd", "T2w", "FLAIR")
 """In the order of nnU-Net's Dataset137_BraTS21, with the names of the Decathlon's Task01, where FLAIR comes first: a
 transfer matches channels by name."""
 OEDEMA, CORE, ENHANCING, CAVITY = "edema", "necrotic or non-enhancing core", "enhancing tumor", "resection cavity"
+LABELS = (OEDEMA, CORE, ENHANCING, CAVITY)
 PARTS = {"whole tumor": (OEDEMA, CORE, ENHANCING), "tumor core": (CORE, ENHANCING), "enhancing tumor": (ENHANCING,),
          "resection cavity": (CAVITY,)}  # fmt: skip
 """Regions that the challenge scores, largest first, so that later ones may overwrite earlier ones."""
@@ -77,6 +80,8 @@ FILES = {
     ),
 }
 """Names of files: after the patient's number the scan's, below 100 before treatment (2023), above after it (2024)."""
+FIRST = {"2017-2021": "_t1", "2023": "-t1n", "2024": "-t1n"}
+"""End of the name of the file of the first channel."""
 VSD = re.compile(r"VSD\.Brain\w*\.\w+\.O\.(?P<part>MR_T1|MR_T1c|MR_T2|MR_Flair|OT)\.\d+\.mha", re.IGNORECASE | re.ASCII)
 """Names until 2016, when the case is the folder of the files' folders, its last number that of a patient's scan."""
 OTHER_TASK = re.compile(r"BraTS-(?!GLI-)([A-Za-z-]+)-\d+.*\.nii\.gz", re.ASCII)
@@ -200,3 +205,64 @@ def _case(name: str, files: Mapping[str, Path], edition: Edition) -> Case:
     if missing:
         return Case(name, label=files.get("seg"), flaw=f"its image {', '.join(missing)} is missing")
     return Case(name, tuple(files[part] for part in edition.channels), files.get("seg"))
+
+
+def plan_submission(predictions: Path | None, images: Path, partial: bool = False) -> Submission:
+    """What BraTS wants: a file named like each case, without a folder, with the labels of the test cases' year.
+
+    Labels are mapped by their meaning, which dataset.json tells that nnU-Net leaves beside predictions: a model may be
+    of another year than the test cases.
+
+    Args:
+        predictions: Folder with a file for each case, and dataset.json; None to check an archive.
+        images: Folder with the cases to segment, as downloaded or as nnU-Net's images; cases with a label are none.
+        partial: Of no effect: the cases are those in `images`.
+
+    Raises:
+        DatasetError: There is no case, there are cases of several years, or labels have no known meaning.
+    """
+    found: dict[str, Path] = {}
+    years, labeled = set(), set()
+    for file in files_below(images):
+        for year, end in FIRST.items():  # nnU-Net's first channel is that of BraTS
+            named = FILES[year].fullmatch(file.name.replace("_0000.nii", f"{end}.nii"))
+            if named and named["part"].lower() == "seg":
+                labeled.add(named["case"])
+            elif named and named["part"].lower() == end[1:] and file.parent.name != "imagesTr":
+                once(found, named["case"], file)
+                years.add(year)
+    if len(years) != 1 or found.keys() <= labeled:
+        what = "cases of several years" if len(years) > 1 else "no case of BraTS from 2017 on"
+        raise DatasetError(f"{images} has {what} to segment. Name a folder with the cases of one year, or imagesTs.")
+    values = _to_challenge(predictions, EDITIONS[years.pop()])
+    folder = predictions or Path()
+    return Submission(
+        tuple(
+            Wanted(f"{case}.nii.gz", folder / f"{case}.nii.gz", found[case], values)
+            for case in sorted(found.keys() - labeled)
+        )
+    )
+
+
+def _to_challenge(predictions: Path | None, edition: Edition) -> dict[int, int]:
+    """Value in predictions → value in the challenge's files; without predictions, those of the challenge.
+
+    Raises:
+        DatasetError: The dataset.json beside the predictions does not tell what its labels mean.
+    """
+    back = {label: value for value, label in sorted(edition.values.items(), reverse=True)}  # the smallest of several
+    if predictions is None:
+        return {0: 0} | {value: value for value in back.values()}
+    advice = "nnUNetv2_predict writes it; copy it from the dataset that the model was trained on."
+    content = read_json(predictions / "dataset.json", "The description of the predictions", advice)
+    block = content.get(CHALLENGE)
+    meaning = block.get("meaning") if isinstance(block, dict) and block.get("name") == NAME else None
+    known = isinstance(meaning, dict) and all(
+        label in LABELS and isinstance(value, int) and 0 < value < 256 for label, value in meaning.items()
+    )
+    if not known or not isinstance(meaning, dict):
+        raise DatasetError(
+            f"{predictions / 'dataset.json'} does not say which labels of BraTS it has: its dataset was not made by "
+            "nnunet_genesis dataset brats. Make it so, or copy the dataset.json of one with the same labels."
+        )
+    return {0: 0} | {value: back[label] for label, value in meaning.items() if label in back}

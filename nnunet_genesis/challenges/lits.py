@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_genesis.challenges.archive import Submission, Wanted
 from nnunet_genesis.challenges.download import Case, Download, files_below, once
 from nnunet_genesis.errors import DatasetError
 from nnunet_genesis.importing.read import Geometry
 
 NAME = "lits"
 FILE = re.compile(r"(test-volume|volume|segmentation)-(\d{1,3})\.nii(?:\.gz)?", flags=re.ASCII)
+TEST_IMAGE = re.compile(r"test-volume-(\d{1,3})(?:_0000)?\.nii(?:\.gz)?", flags=re.ASCII)
+TESTS = 70
 LABELS = {"background": 0, "liver": 1, "tumor": 2}
 OVERLAP = (
     "LiTS is the same data as Task03_Liver of the Decathlon, training and test: do not pre-train on one and test on "
@@ -88,3 +91,31 @@ def has_identity_affine(file: Path) -> bool:
         return False
     spacing, origin, direction = geometry.spacing, np.abs(geometry.origin), np.abs(geometry.direction)
     return np.allclose(spacing, 1) and np.allclose(origin, 0) and np.allclose(direction, np.eye(3).ravel())
+
+
+def plan_submission(predictions: Path | None, images: Path, partial: bool = False) -> Submission:
+    """What LiTS wants: `test-segmentation-N.nii`, uncompressed, without a folder, for N from 0 to 69.
+
+    Args:
+        predictions: Folder with `test-volume-N.nii.gz`; None to check an archive.
+        images: Folder with the test volumes, as downloaded or as nnU-Net's images.
+        partial: Whether to take the volumes that are there, in place of all 70.
+
+    Raises:
+        DatasetError: There is no test volume, or one is there twice.
+    """
+    found: dict[str, Path] = {}
+    for file in files_below(images):
+        if named := TEST_IMAGE.fullmatch(file.name):
+            once(found, str(int(named[1])), file)
+    if not found:
+        raise DatasetError(f"{images} has no test-volume-N.nii. Name the folder of LiTS's test volumes, or imagesTs.")
+    numbers = sorted(found, key=int) if partial else [str(number) for number in range(TESTS)]
+    values = {value: value for value in LABELS.values()}
+    folder = predictions or Path()
+    return Submission(
+        tuple(
+            Wanted(f"test-segmentation-{n}.nii", folder / f"test-volume-{n}.nii.gz", found.get(n), values)
+            for n in numbers
+        )
+    )

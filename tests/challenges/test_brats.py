@@ -9,6 +9,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunet_genesis.challenges import msd
 from nnunet_genesis.challenges.brats import CORE, EDITIONS, ENHANCING, OEDEMA, described, find_download
 from nnunet_genesis.errors import DatasetError
+from nnunet_genesis.transfer.channels import channel_mixture
 from tests.challenges.conftest import description, make, names, read
 from tests.challenges.layouts import labels, voxels, write, write_brats21, write_brats23, write_msd
 from tests.conftest import run_genesis
@@ -37,6 +38,9 @@ def test_channels_have_the_names_of_the_decathlons_in_another_order(source):
     ours, theirs = find_download(write_brats21(source)), msd.find_download(write_msd(source, "Task01_BrainTumour"))
     assert sorted(ours.channels) == sorted(theirs.channels)
     assert ours.channels != theirs.channels
+    mixture = channel_mixture(ours.channels, theirs.channels)
+    order = mixture.matrix.argmax(1)
+    assert [ours.channels[position] for position in order] == list(theirs.channels)
 
 
 def test_labels_and_files_of_2023_stay_as_they_are(source, raw):
