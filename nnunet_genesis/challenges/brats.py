@@ -88,8 +88,8 @@ OTHER_TASK = re.compile(r"BraTS-(?!GLI-)([A-Za-z-]+)-\d+.*\.nii\.gz", re.ASCII)
 STRAY_LABEL = re.compile(r".*_segm?\.nii(?:\.gz)?", re.IGNORECASE)
 """BraTS20_Training_355 was published with the label W39_1998.09.19_Segm.nii."""
 NOTES = (
-    "Task01_BrainTumour of the Decathlon has cases of BraTS 2016 and 2017, and later years have most of them again: do "
-    "not pre-train on one and test on the other.",
+    "Task01_BrainTumour of the Decathlon has cases of BraTS 2016 and 2017, and other years overlap with these: do not "
+    "pre-train on one and test on the other.",
     "Channels are T1w, t1gd (contrast-enhanced), T2w, FLAIR; Task01_BrainTumour has FLAIR first. The command transfer "
     "matches them by name; other tools must be told.",
 )

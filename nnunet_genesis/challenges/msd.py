@@ -17,8 +17,8 @@ NAME = "msd"
 TASK = re.compile(r"Task(\d\d)_(\w+)", flags=re.ASCII)
 ENDING = ".nii.gz"
 OVERLAPS = {
-    "Task01_BrainTumour": "BraTS 2016 and 2017 have the same cases under other names, and later BraTS years most of "
-    "them: a network that was pre-trained on BraTS has seen this task, its test cases perhaps included. Channels are "
+    "Task01_BrainTumour": "BraTS 2016 and 2017 have the same cases under other names, and other years overlap with "
+    "them: do not pre-train on BraTS and test on this task. Channels are "
     "in the order FLAIR, T1w, t1gd, T2w, in BraTS (`dataset brats`) T1w, t1gd, T2w, FLAIR: the command transfer "
     "matches them by name; other tools must be told.",
     "Task03_Liver": "LiTS is the same data, training and test: do not pre-train on one and test on the other.",
