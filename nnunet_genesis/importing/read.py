@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_genesis.errors import DatasetError
+from nnunet_genesis.errors import DatasetError, printable
 
 TOLERANCE = 1e-3
 """Largest difference of size, spacing (relative), origin (mm) and direction that counts as equal."""
@@ -23,6 +23,8 @@ UNEVEN = 0.1
 """Largest deviation of a distance between DICOM slices from their median distance, as a part of it."""
 NOT_SCANS = ("SEG", "RTDOSE", "RTSTRUCT", "SR", "PR", "KO")
 """DICOM modalities that hold no scan."""
+RADIOGRAPHS = ("CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA")
+"""DICOM modalities of X-ray images that are no stacks of slices."""
 NOT_FINITE = "holds voxels that are NaN or infinite"
 NIFTI_HEADER = 348
 """Bytes of a NIfTI-1 header."""
@@ -89,7 +91,7 @@ def read_scan(files: Sequence[Path]) -> sitk.Image:
     except OSError as error:
         raise UnusableScanError(f"cannot be opened ({error.strerror or error})") from None
     except RuntimeError as error:
-        raise UnusableScanError(_reason(str(error))) from None
+        raise UnusableScanError(in_words(str(error))) from None
     values = sitk.GetArrayViewFromImage(image)
     low, high = float(values.min()), float(values.max())
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -215,10 +217,17 @@ def _read_slices(files: Sequence[Path]) -> sitk.Image:
     return image
 
 
+def modality_of(reader: sitk.ImageFileReader) -> str:
+    """The DICOM modality that a reader with image information tells, or nothing."""
+    return printable(reader.GetMetaData("0008|0060"), 16) if reader.HasMetaDataKey("0008|0060") else ""
+
+
 def _check_modality(reader: sitk.ImageFileReader) -> None:
-    modality = reader.GetMetaData("0008|0060").strip() if reader.HasMetaDataKey("0008|0060") else ""
+    modality = modality_of(reader)
     if modality in NOT_SCANS:
         raise UnusableScanError(f"is no scan (DICOM modality {modality})")
+    if modality in RADIOGRAPHS:
+        raise UnusableScanError(f"is a radiograph, not a volume (DICOM modality {modality}): import X-rays with --2d")
 
 
 def _check_shape(image: sitk.Image) -> None:
@@ -244,7 +253,7 @@ def _check_meta_header(file: Path) -> None:
         raise UnusableScanError(f"its voxel spacing is not positive: {found[1].decode(errors='replace')}")
 
 
-def _reason(message: str) -> str:
+def in_words(message: str) -> str:
     """SimpleITK's exception of many lines → one short line without paths and addresses."""
     for part, reason in REASONS.items():
         if part in message:
