@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from nnunet_genesis.errors import DatasetError, GenesisError, printable
 from nnunet_genesis.files import read_json, written_atomically
 from nnunet_genesis.importing.find import Scan, case_names, find_scans
 from nnunet_genesis.importing.journal import PLANES, VOLUMES, Journal, Layout, Record, describe
-from nnunet_genesis.importing.pictures import read_planes
+from nnunet_genesis.importing.pictures import TakeOver, read_planes
 from nnunet_genesis.importing.read import Geometry, UnusableScanError, check_nifti, is_gzip, read_channels
 from nnunet_genesis.parallel import each_case
 
@@ -39,6 +39,10 @@ class ImportReport:
     imported: int
     already_there: int
     rejected: dict[str, str]
+
+
+Write = Callable[[Path, TakeOver], None]
+"""Writes a channel into a file that it is given, by taking over a file where that will do."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,9 @@ def import_scans(
             or a file could not be written.
     """
     layout = PLANES if flat else VOLUMES
-    folder = _checked_folder(raw, dataset_id, name, channels, layout)
+    folder = dataset_folder(raw, dataset_id, name)
+    _check_channels(channels)
+    _check_existing(folder, channels, layout)
     scans = find_scans(sources, len(channels), skip=folder, flat=flat)
     journal = Journal.read(folder, channels, layout)
     try:
@@ -129,43 +135,69 @@ def import_scan(job: ImportJob) -> None:
     """
     with ExitStack() as stack:
         for write, output in zip(_planes(job) if job.flat else _volumes(job), job.outputs, strict=True):
-            try:
-                write(stack.enter_context(written_atomically(output, job.workshop)))
-            except (OSError, RuntimeError) as error:
-                why = printable(str(error).strip().rpartition("\n")[2], 200)
-                raise DatasetError(
-                    f"{output} could not be written ({why}). Make space or give access, then run the same "
-                    "command again: finished cases are kept."
-                ) from None
+            with writing(output):
+                write(
+                    stack.enter_context(written_atomically(output, job.workshop)),
+                    _link if job.link else shutil.copyfile,
+                )
 
 
-def _planes(job: ImportJob) -> Iterator[Callable[[Path], None]]:
+def _planes(job: ImportJob) -> Iterator[Write]:
     """What writes each channel of a 2D image into a file."""
     for plane in read_planes([file for (file,) in job.scan.channels], len(job.outputs)):
-        yield partial(plane.write, link=job.link)
+        yield plane.write
 
 
-def _volumes(job: ImportJob) -> Iterator[Callable[[Path], None]]:
+def _volumes(job: ImportJob) -> Iterator[Write]:
     """What writes each channel of a volume into a file."""
     first: Geometry | None = None
     for image, files in zip(read_channels(job.scan.channels), job.scan.channels, strict=True):
         first = first or Geometry.of(image)
-        yield partial(_write, image, first, files[0], link=job.link)
+        yield partial(write_image, image, first, files[0])
 
 
-def _write(image: sitk.Image, geometry: Geometry, file: Path, target: Path, *, link: bool) -> None:
-    """Link or copy a gzipped NIfTI file; convert all else.
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Say in one line that a file cannot be written, whatever SimpleITK or the system raises.
+
+    Raises:
+        DatasetError: The block has raised something; names `output` and the reason.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        why = printable(str(error).strip().rpartition("\n")[2], 200)
+        raise DatasetError(
+            f"{output} could not be written ({why}). Make space or give access, then run the same "
+            "command again: finished cases are kept."
+        ) from None
+
+
+def _link(file: Path, target: Path) -> None:
+    target.symlink_to(file)
+
+
+def write_image(image: sitk.Image, geometry: Geometry, file: Path, target: Path, take_over: TakeOver) -> None:
+    """Take over a gzipped NIfTI file as it is; convert all else.
 
     A channel whose spacing deviates a little from the first one's is converted too and gets its geometry:
     nnU-Net tolerates less than we do.
+
+    Args:
+        image: What `file` holds.
+        geometry: Of the first channel.
+        file: The file of a scan.
+        target: The file to write.
+        take_over: Copies or links `file` to `target`.
+
+    Raises:
+        UnusableScanError: NIfTI cannot hold the geometry.
+        OSError: `target` cannot be written.
     """
     target.unlink(missing_ok=True)
     same = np.allclose(geometry.spacing, image.GetSpacing())
     if same and file.name.lower().endswith(".nii.gz") and is_gzip(file):
-        if link:
-            target.symlink_to(file)
-        else:
-            shutil.copyfile(file, target)
+        take_over(file, target)
         return
     if not same:
         geometry.give_to(image)
@@ -181,25 +213,32 @@ def _write(image: sitk.Image, geometry: Geometry, file: Path, target: Path, *, l
         raise UnusableScanError(f"its {difference} cannot be kept in NIfTI format")
 
 
-def _checked_folder(raw: Path, dataset_id: int, name: str, channels: Sequence[str], layout: Layout) -> Path:
-    """The dataset folder, after a check that nnU-Net can take it and that what is there fits."""
+def dataset_folder(raw: Path, dataset_id: int, name: str) -> Path:
+    """The folder of a dataset, which need not exist.
+
+    Raises:
+        DatasetError: nnU-Net cannot take id or name, or another dataset has the id.
+    """
     if not 1 <= dataset_id <= 999:
         raise DatasetError(f"The dataset id must be a number from 1 to 999, not {dataset_id}.")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name, flags=re.ASCII):
         raise DatasetError(
             f'The dataset name "{printable(name, 80)}" may have letters, digits, "_" and "-" only. Change it.'
         )
-    if not channels or not all(channel.strip() and channel.isprintable() for channel in channels):
-        raise DatasetError("Name the channels of the scans, for example --channels CT or --channels T1,T2.")
-    if len({channel.casefold() for channel in channels}) < len(channels):
-        raise DatasetError(f"Channel names must differ from each other: {', '.join(channels)}. Rename one.")
     prefix = f"Dataset{dataset_id:03d}"
     folder = Path(os.path.abspath(raw)) / f"{prefix}_{name}"
     for other in sorted(folder.parent.glob(f"{prefix}*")):
         if other.is_dir() and other.name != folder.name:
             raise DatasetError(f"The id {dataset_id} is used by {other.name}. Choose another id, or that name.")
-    _check_existing(folder, channels, layout)
     return folder
+
+
+def _check_channels(channels: Sequence[str]) -> None:
+    """Refuse names of channels that cannot be told apart."""
+    if not channels or not all(channel.strip() and channel.isprintable() for channel in channels):
+        raise DatasetError("Name the channels of the scans, for example --channels CT or --channels T1,T2.")
+    if len({channel.casefold() for channel in channels}) < len(channels):
+        raise DatasetError(f"Channel names must differ from each other: {', '.join(channels)}. Rename one.")
 
 
 def _check_existing(folder: Path, channels: Sequence[str], layout: Layout) -> None:

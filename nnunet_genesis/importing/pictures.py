@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from PIL import Image, ImageOps
 from nnunet_genesis.importing.find import COLOURS, PICTURES
 from nnunet_genesis.importing.read import RADIOGRAPHS, UnusableScanError, in_words, modality_of
 
+TakeOver = Callable[[Path, Path], object]
 Pixels = npt.NDArray[np.uint8 | np.uint16]
 
 MOST_PIXELS = 2**26
@@ -47,17 +47,19 @@ class Plane:
     values: Pixels
     file: Path | None = None
 
-    def write(self, target: Path, link: bool) -> None:
-        """Copy or link the PNG file, or write one.
+    def write(self, target: Path, take_over: TakeOver) -> None:
+        """Take over the PNG file, or write one.
+
+        Args:
+            target: The file to write.
+            take_over: Copies or links a file.
 
         Raises:
             OSError: It cannot be written.
         """
         target.unlink(missing_ok=True)
-        if self.file and link:
-            target.symlink_to(self.file)
-        elif self.file:
-            shutil.copyfile(self.file, target)
+        if self.file:
+            take_over(self.file, target)
         else:
             Image.fromarray(self.values).save(target, format="PNG")
 

@@ -76,22 +76,31 @@ class Geometry:
         return "" if np.allclose(self.direction, other.direction, rtol=0, atol=TOLERANCE) else "direction"
 
 
-def read_scan(files: Sequence[Path]) -> sitk.Image:
-    """Read one image file or the ordered slices of a DICOM series; check geometry and voxel values.
+def read_image(files: Sequence[Path]) -> sitk.Image:
+    """Read one image file or the ordered slices of a DICOM series; check geometry, not voxel values.
 
     Raises:
-        UnusableScanError: Damaged, not three-dimensional, more than one value per voxel, NaN, infinite or
-            constant values, spacing not positive, DICOM slices not evenly spaced.
+        UnusableScanError: Damaged, not three-dimensional, more than one value per voxel, NaN or infinite values in
+            NIfTI, spacing not positive, DICOM slices not evenly spaced.
     """
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
         if not all(file.stat().st_size for file in files):
             raise UnusableScanError("is empty (0 bytes)")
-        image = _read_slices(files) if len(files) > 1 else _read_file(files[0])
+        return _read_slices(files) if len(files) > 1 else _read_file(files[0])
     except OSError as error:
         raise UnusableScanError(f"cannot be opened ({error.strerror or error})") from None
     except RuntimeError as error:
         raise UnusableScanError(in_words(str(error))) from None
+
+
+def read_scan(files: Sequence[Path]) -> sitk.Image:
+    """Read one image file or the ordered slices of a DICOM series; check geometry and voxel values.
+
+    Raises:
+        UnusableScanError: What `read_image` refuses; NaN, infinite or constant values.
+    """
+    image = read_image(files)
     values = sitk.GetArrayViewFromImage(image)
     low, high = float(values.min()), float(values.max())
     if not (math.isfinite(low) and math.isfinite(high)):
