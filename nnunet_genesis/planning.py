@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import shutil
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -13,8 +14,8 @@ import SimpleITK as sitk
 from tqdm import tqdm
 
 from nnunet_genesis.errors import DatasetError, printable
-from nnunet_genesis.files import read_json, write_json
-from nnunet_genesis.folds import validation_cases
+from nnunet_genesis.files import read_json, write_json, written_atomically
+from nnunet_genesis.folds import SPLITS, validation_cases
 from nnunet_genesis.nnunet_dataset import (
     channel_names,
     check_configuration,
@@ -211,6 +212,10 @@ def _write(plans: dict[str, Any], dataset_json: dict[str, Any], settings: Pretra
         write_json(_fingerprint(plans, dataset_json), folder / "dataset_fingerprint.json")
     if not has_labels(plans["dataset_name"]) or not (folder / "dataset.json").is_file():
         write_json(dataset_json, folder / "dataset.json")
+    splits = nnunet_folder("nnUNet_raw") / plans["dataset_name"] / SPLITS
+    if splits.is_file() and not (folder / SPLITS).is_file():  # as nnU-Net's planning does
+        with written_atomically(folder / SPLITS) as temporary:
+            shutil.copyfile(splits, temporary)
     write_json(plans | {"genesis": {"pretraining": settings.block()}}, path)
     return path
 

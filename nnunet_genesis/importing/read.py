@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import re
 import struct
 import zlib
@@ -26,6 +27,8 @@ NOT_SCANS = ("SEG", "RTDOSE", "RTSTRUCT", "SR", "PR", "KO")
 RADIOGRAPHS = ("CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA")
 """DICOM modalities of X-ray images that are no stacks of slices."""
 NOT_FINITE = "holds voxels that are NaN or infinite"
+META_HEADER = 1 << 16
+"""Bytes in which the header of a MetaImage ends; those of LUNA16 have some hundreds."""
 NIFTI_HEADER = 348
 """Bytes of a NIfTI-1 header."""
 NIFTI_FLOATS = {16: "f4", 64: "f8"}
@@ -36,7 +39,7 @@ REASONS = {
     "spacing is not supported": "its voxel spacing is not positive",
     "unsupported image dimension": "has more than three dimensions",
     "trouble reading": "is damaged or incomplete",
-    "File cannot be read": "is damaged or incomplete, or its data file (.raw, .zraw) is missing",
+    "File cannot be read": "is damaged or incomplete, or its data file is cut short",
 }
 """Part of SimpleITK's message → what it means."""
 
@@ -255,11 +258,24 @@ def _check_shape(image: sitk.Image) -> None:
 
 
 def _check_meta_header(file: Path) -> None:
-    """Refuse spacings that SimpleITK would silently make positive."""
+    """Refuse spacings that SimpleITK would silently make positive, and data files that are missing or lie elsewhere."""
     with file.open("rb") as stream:
-        found = re.search(rb"^ElementSpacing\s*=\s*(.+?)\s*$", stream.read(4096), flags=re.MULTILINE)
-    if found and any(step.startswith(b"-") for step in found[1].split()):
-        raise UnusableScanError(f"its voxel spacing is not positive: {found[1].decode(errors='replace')}")
+        header = stream.read(META_HEADER)
+    spacing, data = (re.search(rb"^[ \t]*%b[ \t]*[=:][ \t]*(\S.*?)[ \t]*\r?$" % key, header, flags=re.MULTILINE)
+                     for key in (b"ElementSpacing", b"ElementDataFile"))  # fmt: skip
+    if spacing and any(step.startswith(b"-") for step in spacing[1].split()):
+        raise UnusableScanError(f"its voxel spacing is not positive: {printable(spacing[1].decode(errors='replace'))}")
+    if not data:
+        raise UnusableScanError("its header names no data file (ElementDataFile)")
+    name = os.fsdecode(data[1])
+    if name.upper() == "LOCAL":  # in the same file
+        return
+    if Path(name).name != name or "\\" in name or "\0" in name:
+        raise UnusableScanError(
+            f"its data file {printable(name, 60)} lies outside its folder: move it beside the header"
+        )
+    if not (file.parent / name).is_file():
+        raise UnusableScanError(f"its data file {printable(name, 60)} is missing")
 
 
 def in_words(message: str) -> str:
