@@ -25,7 +25,8 @@ def add_import(commands: Any) -> None:
         "nnunet_genesis import -d 501 -n ChestCT --channels CT /data/scans",
     )
     parser.add_argument("sources", nargs="+", type=Path, metavar="PATH", help="files or folders (searched "
-                        "recursively): .nii .nii.gz .nrrd .mha .mhd and DICOM series")  # fmt: skip
+                        "recursively): .nii .nii.gz .nrrd .mha .mhd and DICOM series; with --2d .png .jpg .tif .bmp "
+                        "and DICOM radiographs")  # fmt: skip
     parser.add_argument("-d", required=True, type=int, metavar="ID", help="id of the new dataset, 1 to 999")
     parser.add_argument("-n", required=True, metavar="NAME", help="its name, e.g. ChestCT")
     parser.add_argument(
@@ -35,7 +36,9 @@ def add_import(commands: Any) -> None:
         help="channel names as in the target dataset, e.g. CT, or FLAIR,T1w,t1gd,T2w for files that end in _0000 … "
         "_0003; CT chooses nnU-Net's CT normalisation",
     )
-    parser.add_argument("--link", action="store_true", help="link .nii.gz files instead of copying them")
+    parser.add_argument("--2d", dest="flat", action="store_true", help="import X-rays or other 2D images, for the "
+                        "configuration 2d; files with three colours: --channels R,G,B")  # fmt: skip
+    parser.add_argument("--link", action="store_true", help="link .nii.gz (--2d: grey .png) files instead of copying")
     add_processes(parser)
 
 
@@ -44,8 +47,8 @@ def _import(chosen: argparse.Namespace) -> int:
     from nnunet_genesis.nnunet_dataset import nnunet_folder
 
     report = import_scans(
-        chosen.sources, nnunet_folder("nnUNet_raw"), chosen.d, chosen.n, chosen.channels.split(","), link=chosen.link,
-        processes=chosen.np,
+        chosen.sources, nnunet_folder("nnUNet_raw"), chosen.d, chosen.n, chosen.channels.split(","), flat=chosen.flat,
+        link=chosen.link, processes=chosen.np,
     )  # fmt: skip
     print(f"{report.imported} cases imported into {report.folder}, {report.already_there} were there already.")
     return left_out(report.rejected, f"details: {report.folder / 'import_report.json'}")
