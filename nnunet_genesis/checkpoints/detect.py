@@ -14,7 +14,7 @@ from nnunet_genesis.checkpoints.foreign import READABLE
 from nnunet_genesis.checkpoints.formats import models_genesis, nnssl, nnunet_v1, nnunet_v2
 from nnunet_genesis.checkpoints.names import canonical, without_wrappers
 from nnunet_genesis.checkpoints.trainers import PRIMUS
-from nnunet_genesis.checkpoints.validate import Validated, validate
+from nnunet_genesis.checkpoints.validate import HEADS, Validated, validate
 from nnunet_genesis.errors import CheckpointError, printable
 from nnunet_genesis.networks.pretrained import PretrainedNetwork
 
@@ -74,6 +74,11 @@ def _network(validated: Validated, kind: str, *notes: str, **facts: Any) -> Pret
     """What was read, without channel names where the network has another number of channels."""
     if len(facts.get("channels") or ()) != validated.input_channels:
         facts["channels"] = None
+    outputs, rows = facts.get("outputs"), [len(t) for name, t in validated.weights.items() if HEADS in name]
+    if outputs is not None and any(count != len(outputs.names) for count in rows):
+        facts["outputs"] = None
+        outs = f"its heads have {rows[0]} outputs, its dataset.json names {len(outputs.names)}"
+        notes += (f"{outs}: labels are not matched by name",)
     return PretrainedNetwork(
         validated.weights,
         validated.architecture,

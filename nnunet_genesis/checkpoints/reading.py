@@ -185,6 +185,7 @@ def _printable(source: PretrainedNetwork) -> PretrainedNetwork:
         format=printable(source.format, 150),
         notes=tuple(printable(note, 500) for note in source.notes),
         channels=lines(source.channels),
+        outputs=source.outputs and replace(source.outputs, names=lines(source.outputs.names) or []),
         normalisation=lines(source.normalisation),
     )
 

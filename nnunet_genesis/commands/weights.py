@@ -65,6 +65,8 @@ def add_transfer(commands: Any) -> None:
                         "share of the encoder's parameters comes from the checkpoint (%(default)s)")  # fmt: skip
     parser.add_argument("--resize-widths", action="store_true", help="stages of other widths take over the leading "
                         "channels; otherwise they start anew")  # fmt: skip
+    parser.add_argument("--new-heads", action="store_true", help="segmentation heads start anew, also where labels "
+                        "have a namesake in the checkpoint")  # fmt: skip
     parser.add_argument("--fold", type=int, metavar="K", help="stop if the checkpoint was pre-trained on validation "
                         "cases of this fold")  # fmt: skip
     parser.add_argument("--allow-leaks", action="store_true", help="with --fold: go on, and write it into the report")
@@ -86,7 +88,7 @@ def _transfer(chosen: argparse.Namespace) -> int:
     found = None if chosen.fold is None or chosen.from_scratch else leaks_in_words(chosen, dataset)
     done = transfer(
         chosen.checkpoint, dataset, chosen.p, chosen.c, new_plans, given(chosen, FineTuningSettings),
-        chosen.min_coverage, chosen.resize_widths, found,
+        chosen.min_coverage, chosen.resize_widths, found, not chosen.new_heads,
     )  # fmt: skip
     if done.report is not None:
         print(done.report.table())

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from nnunet_genesis.named_classes import names_primus
+from nnunet_genesis.networks.outputs import Outputs
 from nnunet_genesis.networks.wording import times
 
 UNNAMED = "unnamed channel "
@@ -32,6 +33,7 @@ class PretrainedNetwork:
         notes: What had to be assumed or left out.
         turned: Whether a Primus numbers the tokens of a patch with its first two axes swapped.
         cases: Record of the images that it was trained on, as the file holds it; None if the file does not say.
+        outputs: What the rows of its segmentation heads stand for; None if unknown, or if it segments nothing.
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -45,6 +47,7 @@ class PretrainedNetwork:
     notes: tuple[str, ...] = ()
     turned: bool = False
     cases: Any = None
+    outputs: Outputs | None = None
 
     @property
     def parameters(self) -> int:
