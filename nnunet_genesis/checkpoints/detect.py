@@ -16,7 +16,7 @@ from nnunet_genesis.checkpoints.names import canonical, without_wrappers
 from nnunet_genesis.checkpoints.trainers import PRIMUS
 from nnunet_genesis.checkpoints.validate import HEADS, Validated, validate
 from nnunet_genesis.errors import CheckpointError, printable
-from nnunet_genesis.networks.pretrained import PretrainedNetwork
+from nnunet_genesis.networks.pretrained import AXES_REVERSED, PretrainedNetwork
 
 CONTAINERS = ("network_weights", "state_dict", "model_state_dict", "model", models_genesis.CONTAINER)
 """Keys below which trainings keep the state dict."""
@@ -103,6 +103,7 @@ def _from_v1(
             "looks like genesis_nnunet_luna16_006.model; that one was trained on CT, (HU + 775.8457) / 251.9326, "
             "patches of 64x64x32 with axes x, y, z",
         )
+        facts["axes"] = AXES_REVERSED
     return _network(validated, nnunet_v1.kind(sidecar), *assumed, *remarks, **facts)
 
 
@@ -116,7 +117,7 @@ def _from_original(weights: dict[str, torch.Tensor], content: Mapping[str, Any])
     notes = (*assumed, trained_on)
     if len(own) < len(weights):
         notes += (f"{len(weights) - len(own)} tensors belong to SuPreM's organ-wise head and are not used",)
-    return _network(validate(tensors, architecture), kind, *notes)
+    return _network(validate(tensors, architecture), kind, *notes, axes=AXES_REVERSED)
 
 
 def _from_nnssl(weights: dict[str, torch.Tensor], content: Mapping[str, Any]) -> PretrainedNetwork:

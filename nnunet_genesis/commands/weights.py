@@ -65,6 +65,9 @@ def add_transfer(commands: Any) -> None:
                         "share of the encoder's parameters comes from the checkpoint (%(default)s)")  # fmt: skip
     parser.add_argument("--resize-widths", action="store_true", help="stages of other widths take over the leading "
                         "channels; otherwise they start anew")  # fmt: skip
+    parser.add_argument("--axes", choices=("xyz", "zyx"), help="order of the axes of the volumes that the checkpoint "
+                        "was trained on; nnU-Net's is zyx, and kernels are reversed for xyz (default: by kind of file; "
+                        "see inspect)")  # fmt: skip
     parser.add_argument("--new-heads", action="store_true", help="segmentation heads start anew, also where labels "
                         "have a namesake in the checkpoint")  # fmt: skip
     parser.add_argument("--fold", type=int, metavar="K", help="stop if the checkpoint was pre-trained on validation "
@@ -89,6 +92,7 @@ def _transfer(chosen: argparse.Namespace) -> int:
     done = transfer(
         chosen.checkpoint, dataset, chosen.p, chosen.c, new_plans, given(chosen, FineTuningSettings),
         chosen.min_coverage, chosen.resize_widths, found, not chosen.new_heads,
+        chosen.axes,
     )  # fmt: skip
     if done.report is not None:
         print(done.report.table())

@@ -15,6 +15,9 @@ from nnunet_genesis.networks.wording import times
 UNNAMED = "unnamed channel "
 """Begins the stand-in for the name of a channel that a checkpoint does not name."""
 
+AXES_OF_NNUNET, AXES_REVERSED = "zyx", "xyz"
+"""Orders of the axes of volumes: as nnU-Net's readers give them, and as nibabel's do."""
+
 
 @dataclass(frozen=True)
 class PretrainedNetwork:
@@ -34,6 +37,7 @@ class PretrainedNetwork:
         turned: Whether a Primus numbers the tokens of a patch with its first two axes swapped.
         cases: Record of the images that it was trained on, as the file holds it; None if the file does not say.
         outputs: What the rows of its segmentation heads stand for; None if unknown, or if it segments nothing.
+        axes: Order of the axes of the volumes that it was trained on; a 2D network has the order of the last two.
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -48,6 +52,7 @@ class PretrainedNetwork:
     turned: bool = False
     cases: Any = None
     outputs: Outputs | None = None
+    axes: str = AXES_OF_NNUNET
 
     @property
     def parameters(self) -> int:
@@ -69,6 +74,7 @@ class PretrainedNetwork:
             "architecture": _in_words(self.architecture),
             "parameters": f"{self.parameters:,}",
             "channels": f"{self.input_channels} ({channels})",
+            "axes": ", ".join(self.axes),
             "normalisation": ", ".join(self.normalisation) if self.normalisation else "unknown",
             "patch size": times(self.patch_size) if self.patch_size else "unknown",
             "spacing": " x ".join(f"{value:g}" for value in self.spacing) + " mm" if self.spacing else "unknown",

@@ -25,6 +25,7 @@ from nnunet_genesis.nnunet_dataset import (
     read_plans,
 )
 from nnunet_genesis.settings import OF_TRANSFORMERS, FineTuningSettings
+from nnunet_genesis.transfer.axes import to_zyx
 from nnunet_genesis.transfer.comparison import largest_difference
 from nnunet_genesis.transfer.matching import match
 from nnunet_genesis.transfer.report import TransferReport
@@ -59,6 +60,7 @@ def transfer(
     resize_widths: bool = False,
     leaks: list[str] | None = None,
     keep_labels: bool = True,
+    axes: str | None = None,
 ) -> Transferred:
     """Carry a checkpoint's weights into the network that a dataset's plans describe.
 
@@ -78,6 +80,7 @@ def transfer(
         resize_widths: Whether stages of other widths take over the leading channels.
         leaks: What was found of cases that the checkpoint was pre-trained on, for the report; None if nobody looked.
         keep_labels: Whether rows of the segmentation heads are carried where labels have the same name.
+        axes: Order of the axes of the checkpoint's volumes, "xyz" or "zyx"; None for what is known of its kind.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
@@ -95,7 +98,7 @@ def transfer(
         weights = path.with_name(f"{path.stem}_{configuration}.pth")
         settings, report = start_from(
             checkpoint, plans, configuration, read_dataset_json(dataset), settings, weights, min_coverage,
-            resize_widths, leaks, keep_labels,
+            resize_widths, leaks, keep_labels, axes,
         )  # fmt: skip
     blocks = _other_configurations(path, plans) | {configuration: settings.block()}
     write_json({**plans, "plans_name": new_plans_name, "genesis": {"fine_tuning": blocks}}, path)
@@ -125,6 +128,7 @@ def start_from(
     resize_widths: bool = False,
     leaks: list[str] | None = None,
     keep_labels: bool = True,
+    axes: str | None = None,
 ) -> tuple[FineTuningSettings, TransferReport]:
     """Write a checkpoint's weights, in the shapes of the plans' network, into the file `weights`, its report beside it.
 
@@ -135,7 +139,7 @@ def start_from(
         CheckpointError, TransferError, DatasetError: As `transfer`.
     """
     network, channels = target_network(plans, configuration, dataset_json)
-    source = read_pretrained(checkpoint)
+    source = to_zyx(read_pretrained(checkpoint), axes)
     outputs = outputs_of(dataset_json) if keep_labels else None
     report = match(source, network, channels, resize_widths, outputs)
     _fill(network, channels, source, report, min_coverage)

@@ -27,6 +27,7 @@ def test_it_says_what_a_file_is(tmp_path: Path, genesis, capsys):
         "strides 1x1x1 2x2x2 2x2x2",
         "parameters": f"{sum(parameter.numel() for parameter in network.parameters()):,}",
         "channels": "1 (T1)",
+        "axes": "z, y, x",
         "normalisation": "ZScoreNormalization",
         "patch size": "32x48x32",
         "spacing": "1 x 1 x 1 mm",
