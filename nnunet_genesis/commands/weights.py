@@ -19,8 +19,8 @@ def add_inspect(commands: Any) -> None:
         "inspect",
         _inspect,
         "Say what a checkpoint is: nnU-Net v2, nnU-Net v1 or nnssl (U-Net or Primus, their transformer), the 3D U-Net "
-        "of Models Genesis or SuPreM, or a state dict (.pth, .safetensors) of one of these networks. No code in the "
-        "file is run.",
+        "of Models Genesis (also of Keras) or SuPreM, or a state dict (.pth, .safetensors) of one of these networks. "
+        "No code in the file is run.",
         "nnunet_genesis inspect genesis_nnunet_luna16_006.model",
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="file to look at")

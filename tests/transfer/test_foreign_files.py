@@ -231,7 +231,7 @@ def altered(content: bytes) -> bytes:
     return content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
 
 
-def network_of_another_kind(_: bytes) -> bytes:
+def no_hdf5(_: bytes) -> bytes:
     return b"\x89HDF\r\n\x1a\n" + bytes(100)
 
 
@@ -242,7 +242,7 @@ def network_of_another_kind(_: bytes) -> bytes:
         (None, "3d_fullres", r"file\.pth does not exist"),
         (cut, "3d_fullres", r"file\.pth cannot be read; it is cut off or no checkpoint"),
         (altered, "3d_fullres", r"file\.pth was damaged or altered after it was written"),
-        (network_of_another_kind, "3d_fullres", r"file\.pth is an HDF5 file \(Keras\)"),
+        (no_hdf5, "3d_fullres", r"file\.pth cannot be read; it is cut off, damaged or no HDF5 file"),
         (lambda _: b"", "3d_fullres", r"file\.pth cannot be read"),
     ],
 )
