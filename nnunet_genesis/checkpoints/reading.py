@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from nnunet_genesis.checkpoints.bounds import refuse_packed_archive, refuse_repetition
 from nnunet_genesis.checkpoints.detect import detect
 from nnunet_genesis.checkpoints.foreign import refuse_other_kinds
+from nnunet_genesis.checkpoints.hdf5 import is_hdf5, read_hdf5
 from nnunet_genesis.checkpoints.names import without_wrappers
 from nnunet_genesis.checkpoints.pickle_scan import RefusedPickleError, WholeObjectError, scan
 from nnunet_genesis.checkpoints.safe_numpy import stand_ins
@@ -142,11 +143,13 @@ def _refuse_damage(path: Path) -> None:
 
 
 def read_content(path: Path) -> dict[str, Any]:
-    """Tensors and plain values of a checkpoint or a file of safetensors.
+    """Tensors and plain values of a checkpoint, a file of safetensors or one of Keras.
 
     Raises:
         CheckpointError: As `read_checkpoint`.
     """
+    if is_hdf5(path):
+        return read_hdf5(path)
     return _read_safetensors(path) if _is_safetensors(path) else read_checkpoint(path)
 
 
@@ -185,6 +188,7 @@ def _printable(source: PretrainedNetwork) -> PretrainedNetwork:
         format=printable(source.format, 150),
         notes=tuple(printable(note, 500) for note in source.notes),
         channels=lines(source.channels),
+        outputs=source.outputs and replace(source.outputs, names=lines(source.outputs.names) or []),
         normalisation=lines(source.normalisation),
     )
 
