@@ -153,7 +153,7 @@ def in_words(address: HubAddress) -> Iterator[None]:
                 f"{address}: {constants.ENDPOINT} answers {code} ({_said(error)}). {_advice(code)}"
             ) from None
         raise HubError(
-            f"{address} cannot be fetched: {constants.ENDPOINT} does not answer as a hub does "
+            f"{address} cannot be reached: {constants.ENDPOINT} does not answer as a hub does "
             f"({type(error).__name__}: {reason(error, 150)}). Check the network (HF_ENDPOINT, proxies); with "
             f"HF_HUB_OFFLINE=1 what is in the cache is used."
         ) from None

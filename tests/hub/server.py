@@ -144,9 +144,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != "Bearer hf_good":
             self.fail(401, "Unauthorized")
         elif repo in self.hub.repositories:
-            self.answer(409, {}, b"{}")
+            self.json({"url": f"{self.hub.url}/{repo}"}, 409)
         else:
-            self.hub.add(repo, {}, private=bool(asked.get("private")))
+            self.hub.add(repo, {}, private="private" in (asked.get("visibility"), asked.get("private") and "private"))
             self.json({"url": f"{self.hub.url}/{repo}", "name": repo})
 
     def yaml(self) -> None:
