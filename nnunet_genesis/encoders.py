@@ -14,6 +14,7 @@ from torch import nn
 from nnunet_genesis.architecture_checks import check_architecture
 from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.errors import CheckpointError, TransferError
+from nnunet_genesis.hub.locating import located
 from nnunet_genesis.named_classes import is_primus
 from nnunet_genesis.networks.primus_layout import READS_IMAGE
 from nnunet_genesis.networks.tied_names import name_groups
@@ -144,7 +145,7 @@ def load_encoder(
     """The encoder of a checkpoint's network, as `nnunet_genesis.encoder`.
 
     Args:
-        checkpoint: Any file that `nnunet_genesis inspect` knows.
+        checkpoint: Any file that `nnunet_genesis inspect` knows, or its address (`hf://owner/repo`, `https://…`).
         channels: Names of the input channels of the new task. Those of the checkpoint by default. Filters of
             namesakes are taken over; a warning says what becomes of other channels, as in `nnunet_genesis transfer`.
         pretrained: False for the control arm: the same network, initialised as by nnU-Net with torch's global
@@ -156,10 +157,10 @@ def load_encoder(
         The encoder on the CPU, in training mode.
 
     Raises:
-        CheckpointError: The file cannot be read, or lacks parts of the encoder.
+        CheckpointError, HubError: The file cannot be read or fetched, or lacks parts of the encoder.
         TransferError: `channels` is empty, or `axes` is no such order.
     """
-    path = Path(checkpoint)
+    path = located(checkpoint)
     source = in_order_of_axes(to_zyx(read_pretrained(path), axes))
     theirs = source.channel_labels
     ours = theirs if channels is None else list(channels)

@@ -11,7 +11,14 @@ from nnunet_genesis.checkpoints import transformers
 from nnunet_genesis.checkpoints.architectures import ORIGINAL, assumed_operations, derive
 from nnunet_genesis.checkpoints.bounds import refuse_strange_tensors
 from nnunet_genesis.checkpoints.foreign import READABLE
-from nnunet_genesis.checkpoints.formats import models_genesis, models_genesis_keras, nnssl, nnunet_v1, nnunet_v2
+from nnunet_genesis.checkpoints.formats import (
+    models_genesis,
+    models_genesis_keras,
+    nnssl,
+    nnunet_v1,
+    nnunet_v2,
+    published,
+)
 from nnunet_genesis.checkpoints.names import canonical, without_wrappers
 from nnunet_genesis.checkpoints.trainers import PRIMUS
 from nnunet_genesis.checkpoints.validate import HEADS, Validated, validate
@@ -36,6 +43,8 @@ def detect(content: Mapping[str, Any], sidecar: Mapping[str, Any] | None = None)
         CheckpointError: It is none of the known kinds; the message, without the file's name, says what was found.
     """
     weights = state_dict(content)
+    if published.MARK in content:
+        return _from_card(weights, content[published.MARK])
     if nnunet_v1.is_generic_unet(weights):
         return _from_v1(weights, content, sidecar)
     if models_genesis.is_original(weights):
@@ -180,10 +189,28 @@ def _from_primus(weights: dict[str, torch.Tensor], content: Mapping[str, Any]) -
     validated = transformers.validate_primus(tensors, others, block)
     arguments = validated.architecture["arch_kwargs"]
     facts["patch_size"] = arguments["input_shape"]
-    # with other edges it could not be undone, nor does nnssl train so
-    if turned and all(arguments[key][0] == arguments[key][1] for key in ("input_shape", "patch_embed_size")):
+    if turned and _may_be_turned(validated.architecture):
         facts["turned"], notes = True, (nnssl.TURNED, *notes)
     return _network(validated, kind, *notes, **facts)
+
+
+def _from_card(weights: dict[str, torch.Tensor], config: Any) -> PretrainedNetwork:
+    if not isinstance(config, Mapping):
+        raise CheckpointError(f"has a {published.CONFIG} beside it that describes nothing.")
+    block, kind, notes, facts = published.facts_of(config)
+    if transformers.is_described(block):
+        validated = transformers.validate_primus(weights, {}, block)
+    else:
+        validated = validate(weights, block)
+    if facts["turned"] and not (transformers.is_described(block) and _may_be_turned(validated.architecture)):
+        raise CheckpointError(f"has a {published.CONFIG} beside it that swaps axes which cannot be swapped.")
+    return _network(validated, kind, *(note for note in notes if note not in validated.remarks), **facts)
+
+
+def _may_be_turned(architecture: Mapping[str, Any]) -> bool:
+    """Whether a Primus's first two axes are alike: with other edges it could not be undone, nor does nnssl train so."""
+    arguments = architecture["arch_kwargs"]
+    return all(arguments[key][0] == arguments[key][1] for key in ("input_shape", "patch_embed_size"))
 
 
 def _derived(tensors: dict[str, torch.Tensor], kind: str, facts: dict[str, Any], *notes: str) -> PretrainedNetwork:

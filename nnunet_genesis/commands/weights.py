@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_genesis.cli_settings import add_flags, given
 from nnunet_genesis.commands.leakage import leaks_in_words
-from nnunet_genesis.commands.parsing import add_command, left_out, share
+from nnunet_genesis.commands.parsing import add_checkpoint, add_command, left_out, share
 from nnunet_genesis.errors import GenesisError
 
 
@@ -24,15 +24,18 @@ def add_inspect(commands: Any) -> None:
         "No code in the file is run.",
         "nnunet_genesis inspect genesis_nnunet_luna16_006.model",
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="file to look at")
+    add_checkpoint(parser, "what to look at")
 
 
 def _inspect(chosen: argparse.Namespace) -> int:
     from nnunet_genesis.checkpoints.reading import read_pretrained
     from nnunet_genesis.files import sha256
+    from nnunet_genesis.hub.locating import located, origin
 
-    source = read_pretrained(chosen.checkpoint)
-    for label, text in (source.facts() | {"SHA-256": sha256(chosen.checkpoint)}).items():
+    path = located(chosen.checkpoint)
+    source = read_pretrained(path)
+    where = {} if (address := origin(path)) is None else {"source": address}
+    for label, text in (source.facts() | {"SHA-256": sha256(path)} | where).items():
         print(f"{label + ':':<15} {text}")
     for note in source.notes:
         print(f"{'note:':<15} {note}")
@@ -52,8 +55,8 @@ def add_transfer(commands: Any) -> None:
         "U-Net into a U-Net, of a Primus into a Primus (plan --network).",
         "nnunet_genesis transfer checkpoint_final.pth -d 4 -c 3d_fullres --epochs 200",
     )
-    parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="of nnU-Net v2 or v1, nnssl, "
-                        "Models Genesis, SuPreM, or a state dict (.pth, .safetensors); see inspect")  # fmt: skip
+    add_checkpoint(parser, "of nnU-Net v2 or v1, nnssl, Models Genesis, SuPreM, or a state dict (.pth, .safetensors), "
+                   "see inspect", nargs="?")  # fmt: skip
     parser.add_argument("--from-scratch", action="store_true", help="in place of a checkpoint: plans for a control arm "
                         "with the same trainer and settings but random weights")  # fmt: skip
     parser.add_argument("-d", required=True, metavar="ID", help="target dataset, id or name")
@@ -78,6 +81,7 @@ def add_transfer(commands: Any) -> None:
 
 
 def _transfer(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.hub.locating import located
     from nnunet_genesis.nnunet_dataset import dataset_name
     from nnunet_genesis.settings import FineTuningSettings
     from nnunet_genesis.transfer.into_plans import transfer
@@ -89,6 +93,8 @@ def _transfer(chosen: argparse.Namespace) -> int:
     default = f"{chosen.p}_{'scratch' if chosen.from_scratch else 'genesis'}"
     new_plans = default if chosen.to is None else chosen.to
     dataset = dataset_name(chosen.d)
+    if chosen.checkpoint is not None:
+        chosen.checkpoint = located(chosen.checkpoint)
     found = None if chosen.fold is None or chosen.from_scratch else leaks_in_words(chosen, dataset)
     done = transfer(
         chosen.checkpoint, dataset, chosen.p, chosen.c, new_plans, given(chosen, FineTuningSettings),

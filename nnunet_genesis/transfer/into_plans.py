@@ -13,6 +13,7 @@ from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.checkpoints.saving import versions
 from nnunet_genesis.errors import TransferError
 from nnunet_genesis.files import read_json, sha256, write_json, written_atomically
+from nnunet_genesis.hub.locating import located, origin, source_of
 from nnunet_genesis.named_classes import names_primus
 from nnunet_genesis.networks.build import target_network
 from nnunet_genesis.networks.outputs import KEPT_ROWS, outputs_of
@@ -50,7 +51,7 @@ class Transferred:
 
 
 def transfer(
-    checkpoint: Path | None,
+    checkpoint: str | Path | None,
     dataset: str,
     plans_name: str,
     configuration: str,
@@ -69,8 +70,8 @@ def transfer(
     same preprocessed data. The weights file also serves stock `nnUNetv2_train -pretrained_weights`.
 
     Args:
-        checkpoint: Of any kind that `read_pretrained` knows; None writes plans that train from scratch with the same
-            settings.
+        checkpoint: Path or address of any kind that `read_pretrained` knows; None writes plans that train from scratch
+            with the same settings.
         dataset: Name of the target dataset.
         plans_name: Its plans.
         configuration: Configuration whose network receives the weights.
@@ -83,7 +84,7 @@ def transfer(
         axes: Order of the axes of the checkpoint's volumes, "xyz" or "zyx"; None for what is known of its kind.
 
     Raises:
-        CheckpointError: The checkpoint cannot be read.
+        CheckpointError, HubError: The checkpoint cannot be read, or fetched.
         TransferError: The network of the target cannot be built, is of another kind, or takes over too little.
         DatasetError: Dataset, plans or configuration are missing, the new name cannot be one, or it is of other plans.
         SettingsError: A value of the schedule is out of range.
@@ -97,7 +98,7 @@ def transfer(
     if checkpoint is not None:
         weights = path.with_name(f"{path.stem}_{configuration}.pth")
         settings, report = start_from(
-            checkpoint, plans, configuration, read_dataset_json(dataset), settings, weights, min_coverage,
+            located(checkpoint), plans, configuration, read_dataset_json(dataset), settings, weights, min_coverage,
             resize_widths, leaks, keep_labels, axes,
         )  # fmt: skip
     blocks = _other_configurations(path, plans) | {configuration: settings.block()}
@@ -163,8 +164,13 @@ def _write(
 ) -> FineTuningSettings:
     """Write weights, with the record of the cases behind them; the settings with what identifies both files."""
     states = {record.name: {"state": record.state.value, "reason": record.reason} for record in report.records}
-    facts = {"source": checkpoint.name, "coverage": report.coverage, "tensors": states, "versions": versions()}
-    facts[KEPT_ROWS] = report.kept_rows
+    facts = {
+        "source": origin(checkpoint) or checkpoint.name,
+        "coverage": report.coverage,
+        "tensors": states,
+        "versions": versions(),
+        KEPT_ROWS: report.kept_rows,
+    }
     if cases is not None:
         facts["cases"] = cases  # so that leaks are found in the file of weights too
     with written_atomically(path) as temporary:
@@ -173,7 +179,7 @@ def _write(
         settings,
         weights=path.name,
         sha256=sha256(path),
-        source=checkpoint.name if checkpoint.parent == Path() else "/".join(checkpoint.parts[-3:]),
+        source=source_of(checkpoint),
         source_sha256=sha256(checkpoint),
         coverage=round(report.coverage, 6),
     )
