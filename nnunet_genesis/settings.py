@@ -111,11 +111,6 @@ class PretrainingSettings(Settings):
     )
     plot_every: int = setting(50, "epochs between pictures of restored patches", at_least=1, formerly="sheet_every")
     save_every: int = setting(50, "epochs between checkpoints", at_least=1)
-    corrupt_on: str = setting(
-        "auto",
-        "who corrupts training patches: the loading processes or the device that trains; auto: a CUDA device does",
-        choices=("auto", "workers", "device"),
-    )
     seed: int = setting(0, "seed of hold-out, initial weights, crops and corruptions", at_least=0)
     exclude: tuple[str, ...] = setting((), "cases left out, by name, or .txt files of names: those to be tested on")
     recipe: Recipe = field(default=RECIPES[DEFAULT_RECIPE])

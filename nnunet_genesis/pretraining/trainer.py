@@ -41,7 +41,6 @@ from nnunet_genesis.pretraining.patches import (
     TRAINING,
     VALIDATION,
     PatchBatches,
-    corrupted_ahead,
     fitted,
     hold_out,
 )
@@ -185,13 +184,9 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         numbers = itertools.count(self.current_epoch * self.num_iterations_per_epoch)
         compile_loops()
         train = load(self._batches(training, TRAINING), numbers, workers, self.device.type == "cuda")
-        if self.corrupts_on_device:
-            train = corrupted_ahead(self.device, train)
         loading = f"by {workers} loading processes" if workers else "in the training process"
-        who = f"in batches, on {self.device}" if self.corrupts_on_device else loading
-        self.print_to_log_file(f"Training patches are corrupted {who}")
+        self.print_to_log_file(f"Patches are corrupted {loading}")
         repeated = itertools.cycle(range(self.num_val_iterations_per_epoch))
-        # validation is always corrupted by the workers: its patches are the same ones whatever the device
         held_out = self._batches(validation, VALIDATION)
         return train, load(held_out, repeated, (workers + 1) // 2, self.device.type == "cuda")
 
@@ -219,14 +214,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
             seed=self.settings.seed,
             stream=stream,
             minimum_contrast=self.settings.minimum_contrast,
-            corrupt=stream == VALIDATION or not self.corrupts_on_device,
         )
-
-    @property
-    def corrupts_on_device(self) -> bool:
-        """Whether training patches are corrupted in batches, by the device that trains."""
-        choice = self.settings.corrupt_on
-        return choice == "device" or (choice == "auto" and self.device.type == "cuda")
 
     def run_training(self) -> None:
         """As in nnU-Net, to the last epoch or to that after which patience has come to an end."""
