@@ -1,4 +1,4 @@
-"""Unlabeled scans (NIfTI, NRRD, MetaImage, DICOM) → a dataset in nnU-Net's raw format, without labels."""
+"""Unlabeled scans (NIfTI, NRRD, MetaImage, DICOM) or 2D images → a dataset in nnU-Net's raw format, without labels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from tqdm import tqdm
 from nnunet_genesis.errors import DatasetError, GenesisError, printable
 from nnunet_genesis.files import read_json, written_atomically
 from nnunet_genesis.importing.find import Scan, case_names, find_scans
-from nnunet_genesis.importing.journal import Journal, Record, describe
+from nnunet_genesis.importing.journal import PLANES, VOLUMES, Journal, Layout, Record, describe
+from nnunet_genesis.importing.pictures import TakeOver, read_planes
 from nnunet_genesis.importing.read import Geometry, UnusableScanError, check_nifti, is_gzip, read_channels
 from nnunet_genesis.parallel import each_case
 
@@ -39,6 +41,10 @@ class ImportReport:
     rejected: dict[str, str]
 
 
+Write = Callable[[Path, TakeOver], None]
+"""Writes a channel into a file that it is given, by taking over a file where that will do."""
+
+
 @dataclass(frozen=True)
 class ImportJob:
     """One scan to import: small enough to send to a worker."""
@@ -48,6 +54,7 @@ class ImportJob:
     outputs: tuple[Path, ...]
     workshop: Path
     link: bool
+    flat: bool
 
 
 def import_scans(
@@ -57,16 +64,18 @@ def import_scans(
     name: str,
     channels: Sequence[str],
     *,
+    flat: bool = False,
     link: bool = False,
     processes: int = 1,
     progress: bool = True,
 ) -> ImportReport:
     """Make or extend the dataset `raw/DatasetXXX_Name` from scans without labels.
 
-    Gzipped NIfTI files are copied as they are; all other formats are converted, geometry kept. Files in
-    `imagesTr` are complete or not there; the same call continues where a killed run stopped. Finished cases
-    and rejected scans are not read again unless their source has changed. Scans that cannot be used are named
-    in the result and in `import_report.json`, and stop nothing.
+    Gzipped NIfTI files are copied as they are; all other formats are converted, geometry kept. 2D images become
+    grey PNG files, one for each channel or colour, without spacing; grey PNG files are copied. Files in `imagesTr` are
+    complete or not there; the same call continues where a killed run stopped. Finished cases and rejected scans are not
+    read again unless their source has changed. Scans that cannot be used are named in the result and in
+    `import_report.json`, and stop nothing.
 
     Args:
         sources: Files and folders, searched with their subfolders.
@@ -74,7 +83,8 @@ def import_scans(
         dataset_id: 1 to 999.
         name: Name of the dataset without number.
         channels: Channel names in the order of the files' numbers `_0000`, `_0001`, ….
-        link: Make symbolic links to gzipped NIfTI files instead of copies.
+        flat: Import 2D images (PNG, JPEG, TIFF, BMP, DICOM radiographs) in place of volumes.
+        link: Make symbolic links to the files that would be copied.
         processes: Number of worker processes; each holds one image in memory.
         progress: Show a progress bar.
 
@@ -82,11 +92,12 @@ def import_scans(
         DatasetError: Id, name or channels do not fit nnU-Net or the dataset that is there; nothing was found;
             or a file could not be written.
     """
+    layout = PLANES if flat else VOLUMES
     folder = dataset_folder(raw, dataset_id, name)
     _check_channels(channels)
-    _check_existing(folder, channels)
-    scans = find_scans(sources, len(channels), skip=folder)
-    journal = Journal.read(folder, channels)
+    _check_existing(folder, channels, layout)
+    scans = find_scans(sources, len(channels), skip=folder, flat=flat)
+    journal = Journal.read(folder, channels, layout)
     try:
         (folder / "imagesTr").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -122,14 +133,27 @@ def import_scan(job: ImportJob) -> None:
         UnusableScanError: The scan is rejected.
         DatasetError: The case could not be written.
     """
-    first: Geometry | None = None
     with ExitStack() as stack:
-        images = read_channels(job.scan.channels)
-        for image, files, output in zip(images, job.scan.channels, job.outputs, strict=True):
-            first = first or Geometry.of(image)
+        for write, output in zip(_planes(job) if job.flat else _volumes(job), job.outputs, strict=True):
             with writing(output):
-                temporary = stack.enter_context(written_atomically(output, job.workshop))
-                write_image(image, first, files[0], temporary, _link if job.link else shutil.copyfile)
+                write(
+                    stack.enter_context(written_atomically(output, job.workshop)),
+                    _link if job.link else shutil.copyfile,
+                )
+
+
+def _planes(job: ImportJob) -> Iterator[Write]:
+    """What writes each channel of a 2D image into a file."""
+    for plane in read_planes([file for (file,) in job.scan.channels], len(job.outputs)):
+        yield plane.write
+
+
+def _volumes(job: ImportJob) -> Iterator[Write]:
+    """What writes each channel of a volume into a file."""
+    first: Geometry | None = None
+    for image, files in zip(read_channels(job.scan.channels), job.scan.channels, strict=True):
+        first = first or Geometry.of(image)
+        yield partial(write_image, image, first, files[0])
 
 
 @contextmanager
@@ -153,9 +177,7 @@ def _link(file: Path, target: Path) -> None:
     target.symlink_to(file)
 
 
-def write_image(
-    image: sitk.Image, geometry: Geometry, file: Path, target: Path, take_over: Callable[[Path, Path], object]
-) -> None:
+def write_image(image: sitk.Image, geometry: Geometry, file: Path, target: Path, take_over: TakeOver) -> None:
     """Take over a gzipped NIfTI file as it is; convert all else.
 
     A channel whose spacing deviates a little from the first one's is converted too and gets its geometry:
@@ -219,14 +241,14 @@ def _check_channels(channels: Sequence[str]) -> None:
         raise DatasetError(f"Channel names must differ from each other: {', '.join(channels)}. Rename one.")
 
 
-def _check_existing(folder: Path, channels: Sequence[str]) -> None:
+def _check_existing(folder: Path, channels: Sequence[str], layout: Layout) -> None:
     """Refuse to add to a dataset with labels or with other channels."""
     if (folder / "labelsTr").exists():
         raise DatasetError(f"{folder} has labels (labelsTr). Import scans without labels under another id.")
     if not (folder / "dataset.json").exists():
         return
     found = read_json(folder / "dataset.json", "The dataset description", "Choose another id.")
-    ours = describe(folder, channels)
+    ours = describe(folder, channels, layout)
     for key in ("channel_names", "labels", "file_ending"):
         if found.get(key) != ours[key]:
             both = f"{printable(found.get(key), 80)} instead of {printable(ours[key], 80)}"
@@ -251,7 +273,7 @@ def _open_jobs(scans: Sequence[Scan], journal: Journal, link: bool) -> tuple[lis
             record.state = state
             already_there += 1
         else:
-            jobs.append(ImportJob(scan, state, outputs, journal.folder, link))
+            jobs.append(ImportJob(scan, state, outputs, journal.folder, link, journal.layout is PLANES))
     return jobs, already_there
 
 
