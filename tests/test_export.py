@@ -107,6 +107,7 @@ def test_stock_nnunet_predicts_the_same_without_the_package(configuration, folds
           "nnUNetPlans_scratch", "-o", trained / "ours", *options, *at_once)  # fmt: skip
     assert genesis("export", model) == (2 if configuration == "3d_fullres" else 0)
     out = capsys.readouterr().out
+    assert "Both models predict on the CPU, to be compared" in out
     assert "bit for bit, on patches of case0, case1, fold by fold" in out
     shutil.rmtree(model)
     shutil.rmtree(trained / "nnUNet_preprocessed")

@@ -24,7 +24,11 @@ DEPTH = 4
 LAYER = r"(?:^|\.)"
 NETWORKS = (
     # name of a tensor -> network; the first that is found
-    (rf"{LAYER}conv_blocks_context\.\d+\.\d+\.conv1\.", "STU-Net"),
+    (
+        rf"{LAYER}conv_blocks_context\.\d+\.\d+\.conv1\.",
+        "STU-Net, whose blocks add a convolution of what they read without "
+        "a norm, and whose decoder has such blocks too: nnU-Net's have neither",
+    ),
     (rf"{LAYER}swinViT\.", "SwinUNETR (a transformer of MONAI)"),
     (rf"{LAYER}vit\.(patch_embedding|blocks)\.", "UNETR (a transformer of MONAI)"),
     (rf"{LAYER}(patch_embed|patch_embedding|cls_token|blocks\.\d+\.attn)", "a vision transformer"),

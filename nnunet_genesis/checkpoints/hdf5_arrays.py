@@ -37,7 +37,8 @@ def main(source: str, made: str) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-    most = MEMORY + 4 * os.path.getsize(source)
+    most, before = MEMORY + 4 * os.path.getsize(source), resource.getrlimit(resource.RLIMIT_AS)[1]
+    most = most if before == resource.RLIM_INFINITY else min(most, before)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
