@@ -136,6 +136,8 @@ def test_the_same_predictions_give_the_same_bytes(liver, tmp_path):
     shutil.copytree(predictions, tmp_path / "again")
     assert attempt(msd.plan_submission, tmp_path / "again", task, tmp_path / "again.zip") == []
     assert archive.read_bytes() == (tmp_path / "again.zip").read_bytes()
+    with zipfile.ZipFile(archive) as opened:
+        assert {entry.date_time for entry in opened.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
 def test_datasets_of_nnunet_stand_for_the_download(liver, raw):
