@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from nnunet_genesis.checkpoints.formats.published import CASES, CONFIG, WEIGHTS
 from nnunet_genesis.checkpoints.reading import read_pretrained
+from nnunet_genesis.corruption import RECIPES
 from nnunet_genesis.errors import CheckpointError, GenesisError, HubError
 from nnunet_genesis.files import sha256
 from nnunet_genesis.hub.locating import located
@@ -81,6 +82,7 @@ def test_other_kinds_of_files_come_back_with_what_was_assumed(tmp_path, half):
     torch.save({name: tensor.half() if half else tensor for name, tensor in weights.items()}, tmp_path / "v1.model")
     for name in ("primus.pth", "v1.model"):
         write_bundle(tmp_path / name, tmp_path / f"{name}_card", ABOUT)
+        assert ("wald2025" in (tmp_path / f"{name}_card" / "README.md").read_text()) == (name == "primus.pth")
         assert alike(read_pretrained(tmp_path / name), read_pretrained(located(tmp_path / f"{name}_card")))
 
 
@@ -94,6 +96,15 @@ def test_nothing_of_people_cases_datasets_and_machines_is_published(tmp_path):
     assert config["intensities"] == [{"mean": -775.8, "std": 251.9, "percentile_00_5": -1000.0}]
     assert (config["pretraining"]["epochs"], config["trained_with"]) == (7, {"torch": "2.9.9"})
     assert config["source_sha256"] == sha256(tmp_path / "Hospital_secret.pth")
+
+
+def test_the_hub_is_named_as_the_source_and_other_servers_are_not(hub, content, tmp_path):
+    commit = hub.add("me/weights", {"x.pth": content})
+    hub.pages["/x.pth"] = (200, {}, content)
+    assert write_bundle("hf://me/weights", tmp_path / "a", ABOUT)["source"] == f"hf://me/weights@{commit}/x.pth"
+    assert commit in (tmp_path / "a" / "README.md").read_text()
+    assert write_bundle(f"{hub.url}/x.pth", tmp_path / "b", ABOUT)["source"] is None
+    assert not any(b"127.0.0.1" in file.read_bytes() for file in (tmp_path / "b").iterdir())
 
 
 def test_cases_are_published_on_request_and_found_again(tmp_path):
@@ -129,6 +140,17 @@ def test_the_model_card_is_one_for_the_hub(tmp_path):
     for part in ("@article{ours}", "zhou2021models", "isensee2021nnunet", f"transfer {ADDRESS} -d 4 -c 3d_fullres",
                  "7 epochs of 11 steps", "mean -775.8", "1 x 1 x 1 mm", "16x16x16", "T1", "not published"):  # fmt: skip
         assert part in text, part
+
+
+def test_a_masked_autoencoder_is_called_one(tmp_path):
+    content = torch.load(path := pretrained(tmp_path))
+    content["genesis"]["settings"] = PretrainingSettings(recipe=RECIPES["mae"]).block()
+    torch.save(content, path)
+    write_bundle(path, tmp_path / "weights", ABOUT)
+    text = (tmp_path / "weights" / "README.md").read_text()
+    assert "as a masked autoencoder" in text
+    assert "with masking. " in text
+    assert ("zhou2023selfmedmae" in text, "zhou2021models" in text) == (True, False)
 
 
 @pytest.mark.parametrize(
