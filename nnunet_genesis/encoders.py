@@ -19,6 +19,7 @@ from nnunet_genesis.named_classes import is_primus
 from nnunet_genesis.networks.primus_layout import READS_IMAGE
 from nnunet_genesis.networks.tied_names import name_groups
 from nnunet_genesis.networks.wording import times
+from nnunet_genesis.transfer.axes import to_zyx
 from nnunet_genesis.transfer.channels import adapt_input_channels, channel_mixture
 from nnunet_genesis.transfer.tokens import in_order_of_axes
 
@@ -138,7 +139,9 @@ class Classifier(nn.Module):
         return self.head(self.encoder.pooled(image))  # type: ignore[no-any-return]
 
 
-def load_encoder(checkpoint: str | Path, channels: Sequence[str] | None = None, *, pretrained: bool = True) -> Encoder:
+def load_encoder(
+    checkpoint: str | Path, channels: Sequence[str] | None = None, *, pretrained: bool = True, axes: str | None = None
+) -> Encoder:
     """The encoder of a checkpoint's network, as `nnunet_genesis.encoder`.
 
     Args:
@@ -147,16 +150,18 @@ def load_encoder(checkpoint: str | Path, channels: Sequence[str] | None = None, 
             namesakes are taken over; a warning says what becomes of other channels, as in `nnunet_genesis transfer`.
         pretrained: False for the control arm: the same network, initialised as by nnU-Net with torch's global
             generator (`torch.manual_seed`).
+        axes: Order of the axes of the volumes that the checkpoint was trained on, "xyz" or "zyx"; None for what is
+            known of its kind of file. The encoder reads z, y, x: kernels are reversed for "xyz".
 
     Returns:
         The encoder on the CPU, in training mode.
 
     Raises:
         CheckpointError, HubError: The file cannot be read or fetched, or lacks parts of the encoder.
-        TransferError: `channels` is empty.
+        TransferError: `channels` is empty, or `axes` is no such order.
     """
     path = located(checkpoint)
-    source = in_order_of_axes(read_pretrained(path))
+    source = in_order_of_axes(to_zyx(read_pretrained(path), axes))
     theirs = source.channel_labels
     ours = theirs if channels is None else list(channels)
     if not ours or isinstance(channels, str):

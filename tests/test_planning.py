@@ -111,10 +111,10 @@ def test_what_changes_in_the_targets_plans_and_what_does_not(nnunet, raw):
 def test_without_a_reader_of_its_own_a_dataset_takes_that_of_the_plans(nnunet, raw):
     raw(501, "T1")
     raw(4, "T1")
-    write_plans(nnunet, 4, image_reader_writer="NaturalImage2DIO")
+    write_plans(nnunet, 4, image_reader_writer="NibabelIOWithReorient")
     plan_like("Dataset501_D", "Dataset004_D", "nnUNetPlans", "Ours", SETTINGS)
     ours = plans_of(nnunet, 501, "Ours")
-    assert ours["image_reader_writer"] == "NaturalImage2DIO"
+    assert ours["image_reader_writer"] == "NibabelIOWithReorient"
     assert ours["configurations"]["2d"]["data_identifier"] == "Ours_2d"
 
 

@@ -35,6 +35,7 @@ MAY_USE: dict[str, set[str]] = {
     "folds": GROUND | {"nnunet_dataset", "plans_checks", "preflight"},
     "leaks": GROUND | {"checkpoints", "files"},
     "importing": GROUND | {"files", "parallel"},
+    "challenges": GROUND | {"files", "importing", "parallel", "plans_checks"},
     "primus_plans": GROUND | {"nnunet_dataset", "primus"},
     "planning": GROUND | {"files", "folds", "nnunet_dataset", "plans_checks", "resources", "settings"},
     "preprocessing": GROUND | {"files", "ignored_regions", "importing", "nnunet_dataset", "parallel", "planning"},

@@ -22,6 +22,7 @@ from nnunet_genesis.checkpoints.bounds import refuse_packed_archive, refuse_repe
 from nnunet_genesis.checkpoints.detect import detect
 from nnunet_genesis.checkpoints.foreign import refuse_other_kinds
 from nnunet_genesis.checkpoints.formats import published
+from nnunet_genesis.checkpoints.hdf5 import is_hdf5, read_hdf5
 from nnunet_genesis.checkpoints.names import without_wrappers
 from nnunet_genesis.checkpoints.pickle_scan import RefusedPickleError, WholeObjectError, scan
 from nnunet_genesis.checkpoints.safe_numpy import stand_ins
@@ -143,11 +144,13 @@ def _refuse_damage(path: Path) -> None:
 
 
 def read_content(path: Path) -> dict[str, Any]:
-    """Tensors and plain values of a checkpoint or a file of safetensors, with what `card` wrote beside it.
+    """Tensors and plain values of a checkpoint or a file of Keras or safetensors, with what `card` wrote beside it.
 
     Raises:
         CheckpointError: As `read_checkpoint`.
     """
+    if is_hdf5(path):
+        return read_hdf5(path)
     if not _is_safetensors(path):
         return read_checkpoint(path)
     tensors, config = _read_safetensors(path), published.config_beside(path)
@@ -189,6 +192,7 @@ def _printable(source: PretrainedNetwork) -> PretrainedNetwork:
         format=printable(source.format, 150),
         notes=tuple(printable(note, 500) for note in source.notes),
         channels=lines(source.channels),
+        outputs=source.outputs and replace(source.outputs, names=lines(source.outputs.names) or []),
         normalisation=lines(source.normalisation),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ def add_inspect(commands: Any) -> None:
         "inspect",
         _inspect,
         "Say what a checkpoint is: nnU-Net v2, nnU-Net v1 or nnssl (U-Net or Primus, their transformer), the 3D U-Net "
-        "of Models Genesis or SuPreM, or a state dict (.pth, .safetensors) of one of these networks. No code in the "
-        "file is run.",
+        "of Models Genesis (also of Keras) or SuPreM, or a state dict (.pth, .safetensors) of one of these networks. "
+        "No code in the file is run.",
         "nnunet_genesis inspect genesis_nnunet_luna16_006.model",
     )
     add_checkpoint(parser, "what to look at")
@@ -68,6 +69,11 @@ def add_transfer(commands: Any) -> None:
                         "share of the encoder's parameters comes from the checkpoint (%(default)s)")  # fmt: skip
     parser.add_argument("--resize-widths", action="store_true", help="stages of other widths take over the leading "
                         "channels; otherwise they start anew")  # fmt: skip
+    parser.add_argument("--axes", choices=("xyz", "zyx"), help="order of the axes of the volumes that the checkpoint "
+                        "was trained on; nnU-Net's is zyx, and kernels are reversed for xyz (default: by kind of file; "
+                        "see inspect)")  # fmt: skip
+    parser.add_argument("--new-heads", action="store_true", help="segmentation heads start anew, also where labels "
+                        "have a namesake in the checkpoint")  # fmt: skip
     parser.add_argument("--fold", type=int, metavar="K", help="stop if the checkpoint was pre-trained on validation "
                         "cases of this fold")  # fmt: skip
     parser.add_argument("--allow-leaks", action="store_true", help="with --fold: go on, and write it into the report")
@@ -92,7 +98,8 @@ def _transfer(chosen: argparse.Namespace) -> int:
     found = None if chosen.fold is None or chosen.from_scratch else leaks_in_words(chosen, dataset)
     done = transfer(
         chosen.checkpoint, dataset, chosen.p, chosen.c, new_plans, given(chosen, FineTuningSettings),
-        chosen.min_coverage, chosen.resize_widths, found,
+        chosen.min_coverage, chosen.resize_widths, found, not chosen.new_heads,
+        chosen.axes,
     )  # fmt: skip
     if done.report is not None:
         print(done.report.table())
@@ -121,8 +128,8 @@ def add_export(commands: Any) -> None:
 def _export(chosen: argparse.Namespace) -> int:
     from nnunet_genesis.export import export
 
-    print("Both models predict on the CPU, to be compared: minutes for a large network.", flush=True)
-    done = export(chosen.folder, chosen.chk)
+    told = "Both models predict on the CPU, to be compared: minutes for a large network."
+    done = export(chosen.folder, chosen.chk, partial(print, told, flush=True))
     trainer, plans, configuration = done.folder.name.split("__")
     folds = [fold.removeprefix("fold_") for fold in done.folds]
     print(
