@@ -108,14 +108,16 @@ def _data(config: Mapping[str, Any]) -> str:
 
 def _input(config: Mapping[str, Any], facts: Mapping[str, str]) -> str:
     rows = [(label, facts[label]) for label in ("channels", "spacing", "patch size", "normalisation")]
+    if config["outputs"]:
+        rows.append(("outputs of the heads", ", ".join(config["outputs"]["names"])))
     for number, channel in enumerate(config["intensities"] or ()):
         rows.append(
             (f"intensities of channel {number}", ", ".join(f"{name} {value:g}" for name, value in channel.items()))
         )
     table = ["| | |", "|---|---|", *(f"| {_text(label)} | {_text(text)} |" for label, text in rows)]
     notes = [f"- {_text(note)}" for note in config["notes"]]
-    order = "Axes of spacing and patch are in the order of nnU-Net (z, y, x)." if config["spacing"] else ""
-    return "\n".join([*table, *(["", order] if order else []), *(["", *notes] if notes else [])])
+    order = f"The axes of volumes, kernels, spacing and patch are in the order {', '.join(config['axes'])}."
+    return "\n".join([*table, "", order, *(["", *notes] if notes else [])])
 
 
 def _training(config: Mapping[str, Any]) -> str:
