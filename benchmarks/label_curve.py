@@ -28,6 +28,8 @@ from nnunet_genesis.resources import trainers_folder
 HERE = Path(__file__).resolve().parent
 CASES = HERE / "results" / "label-curve" / "cases.json"
 SETTINGS = HERE / "results" / "label-curve" / "settings.json"
+STUDIES = ("2d", "3d_fullres", "3d_primus")
+"""Configurations of the target's plans; the last is not nnU-Net's own: `3d_fullres` with a Primus for its network."""
 TARGET, UNLABELED = "Dataset004_Hippocampus", "Dataset501_Unlabeled"
 TRAINER = "nnUNetTrainerGenesisPretrain"
 
@@ -64,14 +66,20 @@ def write_raw(data: Path, cases: list[str]) -> None:
     write_json(facts, raw / "dataset.json")
 
 
-def plan_target(changes: dict[str, dict[str, object]]) -> None:
-    """Plans for two cores: the shipped template `tiny`, with the patches and batches of the settings."""
-    plans = read_json(HERE.parent / "plans" / "tiny.json", "The template", "Run from a clone.")
+def template_of(changes: dict[str, dict[str, object]]) -> dict[str, Any]:
+    """Plans for two cores: the shipped template `tiny`, with the patches, batches and networks of the settings."""
+    plans: dict[str, Any] = read_json(HERE.parent / "plans" / "tiny.json", "The template", "Run from a clone.")
     for configuration, block in changes.items():
-        plans["configurations"][configuration].update(block)
-    write_json(plans, Path("template.json"))
+        plans["configurations"].setdefault(configuration, {}).update(block)
+    return plans
+
+
+def plan_target(changes: dict[str, dict[str, object]]) -> None:
+    """Plan and preprocess; configurations that inherit from others read the volumes of these."""
+    write_json(template_of(changes), Path("template.json"))
     command("nnunet_genesis", "plan", "-d", 4, "--template", "template.json", "-p", "nnUNetPlans")
-    command("nnUNetv2_preprocess", "-d", 4, "-plans_name", "nnUNetPlans", "-c", *changes, "-np", *[2] * len(changes))
+    own = [name for name, block in changes.items() if "inherits_from" not in block]
+    command("nnUNetv2_preprocess", "-d", 4, "-plans_name", "nnUNetPlans", "-c", *own, "-np", *[2] * len(own))
 
 
 def import_unlabeled(data: Path, cases: list[str]) -> None:
@@ -89,11 +97,16 @@ def checkpoint_of(arm: str, configuration: str) -> Path:
     return results / "fold_all" / "checkpoint_final.pth"
 
 
+def words_to_pretrain(arm: str, settings: list[str]) -> list[object]:
+    """The command that plans a pre-training."""
+    return ["nnunet_genesis", "plan", "-d", 501, "--like", 4, "-p", f"Genesis_{arm}", *settings]
+
+
 def pretrain_all(arms: dict[str, list[str]], configuration: str, device: str, jobs: int) -> None:
     """Plan, preprocess and pre-train the arms that have not been pre-trained."""
     waiting = [arm for arm in arms if not checkpoint_of(arm, configuration).exists()]
     for arm in waiting:
-        command("nnunet_genesis", "plan", "-d", 501, "--like", 4, "-p", f"Genesis_{arm}", *arms[arm])
+        command(*words_to_pretrain(arm, arms[arm]))
         command("nnunet_genesis", "preprocess", "-d", 501, "-c", configuration, "-p", f"Genesis_{arm}", "-np", 2)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         list(pool.map(pretrain, [(arm, configuration, device) for arm in waiting]))
@@ -114,19 +127,19 @@ def pretrain(work: tuple[str, str, str]) -> None:
     trainer.run_training()
 
 
-def plan_study(study: Path, block: dict[str, Any], cases: dict[str, Any], configuration: str, device: str) -> None:
-    """Plan the study of a block of the settings: arms, name → "scratch" or a pre-training, and further words."""
-    for name in ("unlabeled", "test"):
-        Path(f"{name}.txt").write_text("\n".join(cases[name]) + "\n")
+def words_to_plan(
+    study: Path, block: dict[str, Any], cases: dict[str, Any], configuration: str, device: str
+) -> list[object]:
+    """The command that plans the study of a block of the settings: arms, name → "scratch" or a pre-training."""
     starts = [
         word
         for name, start in block["arms"].items()
         for word in ("--arm", f"{name}={start if start == 'scratch' else checkpoint_of(start, configuration)}")
     ]
-    command(
-        "nnunet_genesis", "study", "plan", study, "-d", 4, "-c", configuration, *starts, "--pool", "unlabeled.txt",
-        "--test", "test.txt", *block["study"], "--device", device,
-    )  # fmt: skip
+    return [
+        "nnunet_genesis", "study", "plan", study, "-d", 4, "-c", configuration, *starts, "--pool", *cases["unlabeled"],
+        "--test", *cases["test"], *block["study"], "--device", device,
+    ]  # fmt: skip
 
 
 def main() -> None:
@@ -134,7 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to work in")
     parser.add_argument("--data", type=Path, required=True, metavar="TASK", help="the Decathlon's Task04_Hippocampus")
-    parser.add_argument("-c", default="2d", choices=("2d", "3d_fullres"), help="configuration (%(default)s)")
+    parser.add_argument("-c", default="2d", choices=STUDIES, help="configuration (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="trainings at a time (%(default)s)")
     parser.add_argument(
         "--settings", type=Path, default=SETTINGS, metavar="FILE", help="others than those of the results"
@@ -156,7 +169,7 @@ def main() -> None:
         Path("prepared").touch()
     pretrain_all(own["pretraining"], chosen.c, chosen.device, chosen.jobs)
     if not (study / "study.json").exists():
-        plan_study(study, own, cases, chosen.c, chosen.device)
+        command(*words_to_plan(study, own, cases, chosen.c, chosen.device))
     command("nnunet_genesis", "study", "run", study, "--jobs", chosen.jobs, "--device", chosen.device)
     command("nnunet_genesis", "study", "report", study)
 

@@ -90,14 +90,8 @@ def preprocess(
             a mask belongs to no case, or the finished cases were preprocessed with other plans.
     """
     plans, description = read_plans(dataset, plans_name), read_dataset_json(dataset)
-    refuse_cascade(plans, configuration)
-    if plans["image_reader_writer"] == FLAT_READER and len(configuration_of(plans, configuration).patch_size) > 2:
-        raise DatasetError(f"{dataset} holds 2D images, of which {configuration} cannot be trained. Use 2d.")
-    base = preprocessed_folder(dataset)
-    folder = base / configuration_of(plans, configuration).configuration["data_identifier"]
-    if has_labels(dataset):
-        command = preprocessing_command(plans, configuration, folder.name)
-        raise DatasetError(f"{dataset} has labels: nnU-Net's own volumes serve pre-training too. Run: {command}")
+    folder = _folder(dataset, plans, configuration)
+    base = folder.parent
     cases = raw_cases(dataset, description)
     masks = masks_of(dataset, cases, description["file_ending"])
     made_by = _made_by(plans, configuration)
@@ -121,6 +115,19 @@ def preprocess(
     shutil.rmtree(workshop, ignore_errors=True)
     write_json({"made_by": made_by} | report.outcome(), record)
     return report
+
+
+def _folder(dataset: str, plans: dict[str, Any], configuration: str) -> Path:
+    """Where the volumes of a dataset without labels lie."""
+    refuse_cascade(plans, configuration)
+    manager = configuration_of(plans, configuration)
+    if plans["image_reader_writer"] == FLAT_READER and len(manager.patch_size) > 2:
+        raise DatasetError(f"{dataset} holds 2D images, of which {configuration} cannot be trained. Use 2d.")
+    folder: Path = preprocessed_folder(dataset) / manager.configuration["data_identifier"]
+    if has_labels(dataset):
+        command = preprocessing_command(plans, configuration, folder.name)
+        raise DatasetError(f"{dataset} has labels: nnU-Net's own volumes serve pre-training too. Run: {command}")
+    return folder
 
 
 def _clear(folder: Path, jobs: list[Job]) -> None:

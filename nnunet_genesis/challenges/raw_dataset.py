@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from nnunet_genesis.challenges.case_log import REPORT, CaseLog, CaseRecord
 from nnunet_genesis.challenges.download import CHALLENGE, Case, Download
+from nnunet_genesis.challenges.segmentation_file import information, values_in
 from nnunet_genesis.errors import DatasetError, GenesisError, printable
 from nnunet_genesis.files import write_json, written_atomically
 from nnunet_genesis.importing.into_dataset import dataset_folder, write_image, writing
@@ -155,7 +156,7 @@ def _split(file: Path, targets: Sequence[Path], workshop: Path) -> Geometry:
     from nnunetv2.dataset_conversion.convert_MSD_dataset import split_4d_nifti
 
     check_nifti(file)
-    reader = _information(file)
+    reader = information(file)
     size = reader.GetSize()
     if len(size) != 4 or size[3] != len(targets):
         shown = " x ".join(map(str, size))
@@ -164,17 +165,7 @@ def _split(file: Path, targets: Sequence[Path], workshop: Path) -> Geometry:
         split_4d_nifti(str(file), shelf)  # it writes names of its own choice, and not atomically: hence the shelf
         for part, target in zip(sorted(Path(shelf).iterdir()), targets, strict=True):
             os.replace(part, target)
-    return Geometry.of(_information(targets[0]))
-
-
-def _information(file: Path) -> sitk.ImageFileReader:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        raise UnusableScanError("its image cannot be read") from None
-    return reader
+    return Geometry.of(information(targets[0]))
 
 
 def _write_label(file: Path, geometry: Geometry, values: Mapping[int, int], target: Path) -> str:
@@ -203,11 +194,6 @@ def _write_label(file: Path, geometry: Geometry, values: Mapping[int, int], targ
     geometry.give_to(mapped)
     sitk.WriteImage(mapped, str(target), useCompression=True)
     return f"its label had another {difference} than the image and now has the image's" if difference else ""
-
-
-def values_in(labels: np.ndarray) -> set[float]:
-    """All values of a segmentation (z, y, x), looked for plane by plane to spare memory."""
-    return set().union(*(np.unique(plane).tolist() for plane in labels))
 
 
 def _take_over(file: Path, target: Path) -> None:

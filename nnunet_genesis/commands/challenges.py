@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_genesis.commands.parsing import add_command, add_processes, left_out
-from nnunet_genesis.errors import printable
+from nnunet_genesis.errors import GenesisError, printable
+
+SUBMISSIONS = ("msd", "lits", "brats")
+"""Challenges with an archive; each has a module of its name with `plan_submission`."""
 
 if TYPE_CHECKING:
     from nnunet_genesis.challenges.download import Download
@@ -24,9 +29,7 @@ def add_dataset(commands: Any) -> None:
         "nnunet_genesis dataset msd /data/Task03_Liver -d 3",
     )
     challenges = parser.add_subparsers(dest="challenge", required=True, metavar="NAME")
-    for add in (_add_msd,):
-        add(challenges)
-    for add in (_add_luna16, _add_chestxray):
+    for add in (_add_msd, _add_lits, _add_brats, _add_luna16, _add_chestxray):
         add(challenges)
 
 
@@ -59,6 +62,44 @@ def _msd(chosen: argparse.Namespace) -> int:
     return _write(chosen, find_download(chosen.source))
 
 
+def _add_lits(challenges: Any) -> None:
+    parser = _add_challenge(
+        challenges,
+        "lits",
+        _lits,
+        "LiTS 2017, the Liver Tumor Segmentation benchmark.",
+        "folder with volume-N.nii, segmentation-N.nii and test-volume-N.nii, subfolders included",
+        "nnunet_genesis dataset lits /data/LiTS -d 17",
+    )
+    parser.add_argument("--keep-identity-affine", action="store_true", help="take volumes whose header has no spacing "
+                        "(28 to 47) for scans of 1 mm, in place of leaving them out")  # fmt: skip
+
+
+def _lits(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.challenges.lits import find_download
+
+    return _write(chosen, find_download(chosen.source, chosen.keep_identity_affine))
+
+
+def _add_brats(challenges: Any) -> None:
+    parser = _add_challenge(
+        challenges,
+        "brats",
+        _brats,
+        "BraTS, gliomas, 2013 to 2024: names of files tell the years and the meaning of labels.",
+        "unpacked folder of the download, training and, for a submission, validation cases",
+        "nnunet_genesis dataset brats /data/BraTS2021 -d 137 --regions",
+    )
+    parser.add_argument("--regions", action="store_true", help="train on whole tumor, tumor core and enhancing tumor, "
+                        "which overlap, in place of labels")  # fmt: skip
+
+
+def _brats(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.challenges.brats import find_download
+
+    return _write(chosen, find_download(chosen.source, chosen.regions))
+
+
 def _write(chosen: argparse.Namespace, download: Download) -> int:
     """Write the dataset and say what became of the cases."""
     from nnunet_genesis.challenges.case_log import REPORT
@@ -74,6 +115,51 @@ def _write(chosen: argparse.Namespace, download: Download) -> int:
     for note in download.notes:
         print(f"NOTE: {note}")
     return left_out(report.left_out, f"details: {report.folder / REPORT}")
+
+
+def add_submission(commands: Any) -> None:
+    """Add the command `submission`."""
+    parser = add_command(
+        commands,
+        "submission",
+        _submission,
+        "Make the archive that a challenge takes from nnU-Net's predictions, or check one: names, geometry, labels.",
+        "nnunet_genesis submission msd predictions --images /data/MSD -o submission.zip",
+    )
+    parser.add_argument("challenge", choices=SUBMISSIONS, metavar="NAME", help=", ".join(SUBMISSIONS))
+    parser.add_argument("predictions", nargs="?", type=Path, metavar="PREDICTIONS",
+                        help="folder of nnUNetv2_predict; for msd with a folder for each task")  # fmt: skip
+    parser.add_argument("--images", required=True, type=Path, metavar="IMAGES",
+                        help="test images, as downloaded or as datasets of nnU-Net")  # fmt: skip
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("-o", type=Path, metavar="ZIP", help="archive to write, if all is well")
+    what.add_argument("--check", type=Path, metavar="ZIP", help="archive to check, without predictions")
+    parser.add_argument("--partial", action="store_true", help="single tasks of msd, single volumes of lits")
+    add_processes(parser)
+
+
+def _submission(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.challenges.archive import check_archive, write_archive
+
+    if bool(chosen.o) != bool(chosen.predictions):
+        raise GenesisError("Name PREDICTIONS and -o ZIP to write an archive, or --check ZIP alone to check one.")
+    challenge = import_module(f"nnunet_genesis.challenges.{chosen.challenge}")
+    submission = challenge.plan_submission(chosen.predictions, chosen.images, chosen.partial)
+    if chosen.check:
+        wrong = check_archive(submission, chosen.check, chosen.np)
+    else:
+        wrong = write_archive(submission, chosen.predictions, chosen.o, chosen.np)
+    for line in wrong:
+        print(f"  {printable(line)}", file=sys.stderr)
+    if wrong:
+        what = f"{chosen.check} would not be taken" if chosen.check else "no archive was written"
+        print(f"{len(wrong)} findings: {what}. Correct them and run the same command again.", file=sys.stderr)
+        return 1
+    if submission.excluded:
+        names = ", ".join(file.name.removesuffix(".nii.gz") for file in submission.excluded)
+        print(f"Left out, as the challenge asks: {names}.")
+    print(f"{chosen.check or chosen.o}: {len(submission.wanted)} segmentations, all as the challenge wants them.")
+    return 0
 
 
 def _add_luna16(challenges: Any) -> None:

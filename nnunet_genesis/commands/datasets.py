@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_genesis.cli_settings import add_flags, given
 from nnunet_genesis.commands.parsing import add_command, add_processes, left_out, read_cases, share
-from nnunet_genesis.errors import GenesisError, printable
+from nnunet_genesis.errors import GenesisError, SettingsError, printable
+
+if TYPE_CHECKING:
+    from nnunet_genesis.corruption import Recipe
 
 
 def add_import(commands: Any) -> None:
@@ -104,7 +107,7 @@ def _plan(chosen: argparse.Namespace) -> int:
     settings = PretrainingSettings(**flags)
     if chosen.network is None and chosen.drop_path_rate is not None:
         raise GenesisError("--drop-path-rate needs --network: it is a setting of a Primus.")
-    change = partial(_changed, chosen) if chosen.network else dict
+    change = partial(_changed, chosen, recipe)
     if chosen.template:
         path = plan_from_template(dataset, chosen.template, chosen.p, settings, change)
     else:
@@ -115,15 +118,34 @@ def _plan(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _changed(chosen: argparse.Namespace, plans: dict[str, Any]) -> dict[str, Any]:
-    """Plans with the network that was asked for; says what else changes."""
+def _changed(chosen: argparse.Namespace, recipe: Recipe, plans: dict[str, Any]) -> dict[str, Any]:
+    """Plans with the network that was asked for, which the recipe must suit; says what else changes."""
     from nnunet_genesis.primus_plans import DROP_PATH, with_primus
 
+    if chosen.network is None:
+        _refuse_unfit(recipe, plans)
+        return plans
     drop_path = DROP_PATH if chosen.drop_path_rate is None else chosen.drop_path_rate
     changed, notes = with_primus(plans, chosen.network, drop_path)
     for note in notes:
         print(printable(note))
+    _refuse_unfit(recipe, changed)
     return changed
+
+
+def _refuse_unfit(recipe: Recipe, plans: dict[str, Any]) -> None:
+    """Refuse a recipe that leaves cells out if no configuration has a network that can, before preprocessing."""
+    from nnunet_genesis.pretraining.patches import fitted
+
+    refusal: SettingsError | None = None
+    for configuration in plans["configurations"] if recipe.masking.leaves_out else ():
+        try:
+            fitted(recipe, plans, configuration)
+            return
+        except SettingsError as error:
+            refusal = error  # the last tells most: 3D configurations come behind 2d
+    if refusal:
+        raise refusal
 
 
 def _excluded(chosen: argparse.Namespace, dataset: str) -> list[str]:
