@@ -164,6 +164,7 @@ class PretrainingSettings(Settings):
         """
         where = f'the block "genesis" / "pretraining" of the plans {plans.get("plans_name", "")}'
         block = dict(_block(_genesis(plans).get("pretraining", {}), where))
+        block.pop("corrupt_on", None)  # of plans and checkpoints of before: loading processes corrupt, whatever it says
         if "recipe" in block:
             block["recipe"] = read_recipe(block["recipe"], f'{where} / "recipe"')
         return cls().updated(block, where)
