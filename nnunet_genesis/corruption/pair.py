@@ -91,7 +91,7 @@ def make_pair(patch: Tensor, recipe: Recipe, rng: np.random.Generator) -> tuple[
 
 
 def compile_loops() -> None:
-    """Compile what the CPU path needs (or read it from disk), so that processes forked afterwards need not."""
+    """Compile the loops over voxels (or read it from disk), so that processes forked afterwards need not."""
     for recipe in RECIPES["paper"].alone().values():
         make_pair(torch.arange(64.0).view(1, 4, 4, 4), recipe, np.random.default_rng(0))
 
