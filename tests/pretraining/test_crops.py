@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from nnunet_genesis.corruption import RECIPES, make_pair
-from nnunet_genesis.pretraining.patches import ATTEMPTS, TRAINING, VALIDATION, random_window, ranked, spread
+from nnunet_genesis.pretraining.patches import ATTEMPTS, TRAINING, VALIDATION, random_window, ranked
+from nnunet_genesis.volume_index import spread
 from tests.pretraining.test_patches import PLAIN, Volumes, batches, noise
 
 PAPER = RECIPES["paper"]
