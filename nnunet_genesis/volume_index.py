@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -55,7 +55,7 @@ class VolumeIndex:
     folder: Path
     ending: str
     changed: int
-    columns: Mapping[str, Array]
+    columns: Mapping[str, Array] = field(repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process maps the file itself."""

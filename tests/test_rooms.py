@@ -30,7 +30,7 @@ MAY_USE: dict[str, set[str]] = {
     "networks": GROUND | {"architecture_checks", "named_classes", "nnunet_dataset"},
     "checkpoints": GROUND | {"architecture_checks", "files", "named_classes", "networks", "nnunet_dataset", "primus"},
     "hub": GROUND | {"checkpoints", "files"},
-    "publishing": GROUND | {"checkpoints", "files", "hub", "networks", "settings"},
+    "publishing": GROUND | {"checkpoints", "files", "hub", "named_classes", "networks", "settings"},
     "transfer": GROUND | {"checkpoints", "files", "hub", "named_classes", "networks", "nnunet_dataset", "settings"},
     "folds": GROUND | {"nnunet_dataset", "plans_checks", "preflight"},
     "leaks": GROUND | {"checkpoints"},

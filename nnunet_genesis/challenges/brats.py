@@ -250,7 +250,7 @@ def _to_challenge(predictions: Path | None, edition: Edition) -> dict[int, int]:
     Raises:
         DatasetError: The dataset.json beside the predictions does not tell what its labels mean.
     """
-    back = {label: value for value, label in sorted(edition.values.items(), reverse=True)}  # the smallest of several
+    back = {label: value for value, label in edition.values.items()}  # from 2017 on a label has one value
     if predictions is None:
         return {0: 0} | {value: value for value in back.values()}
     advice = "nnUNetv2_predict writes it; copy it from the dataset that the model was trained on."

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,6 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         self.save_every = self.settings.save_every
         self.enable_deep_supervision = False
         self.logger.local_logger = RestorationLog(hidden=self.cell is not None)
-        self._index: VolumeIndex | None = None
         self.seen: dict[str, Any] = {}  # the cases; rank 0 alone fills it, when training starts
         self.resumed_from: list[CaseRecord | None] = []
         if "pretraining" not in plans.get("genesis", {}):
@@ -163,20 +162,18 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
             return (training, validation) if validation and training else self._held_out(training)
         return self._held_out(self._admitted(self.index.readable()))
 
-    @property
+    @cached_property
     def index(self) -> VolumeIndex:
         """That of the preprocessed volumes, which one process brings up to date while the others wait."""
-        if self._index is None:
-            folder = Path(self.preprocessed_dataset_folder)
-            with one_line():
-                if self.local_rank == 0:
-                    self._index = index_of(folder)
-                if self.is_ddp:
-                    dist.barrier()
-                self._index = self._index or index_of(folder)
-            if warning := self._index.warning():
-                self.print_to_log_file(f"WARNING: {warning}")
-        return self._index
+        with one_line():
+            if self.is_ddp and self.local_rank != 0:
+                dist.barrier()
+            index = index_of(Path(self.preprocessed_dataset_folder))
+            if self.is_ddp and self.local_rank == 0:
+                dist.barrier()
+        if warning := index.warning():
+            self.print_to_log_file(f"WARNING: {warning}")
+        return index
 
     def _admitted(self, cases: Iterable[str]) -> list[str]:
         """Cases that the settings do not exclude, and whose volumes can be read."""

@@ -19,6 +19,7 @@ from nnunet_genesis.checkpoints.reading import read_content, read_pretrained
 from nnunet_genesis.checkpoints.saving import versions
 from nnunet_genesis.errors import HubError, printable
 from nnunet_genesis.files import sha256, write_json
+from nnunet_genesis.hub.addresses import HUB
 from nnunet_genesis.hub.locating import located, origin
 from nnunet_genesis.networks.pretrained import PretrainedNetwork
 from nnunet_genesis.publishing.model_card import README, model_card
@@ -102,7 +103,7 @@ def _fill(folder: Path, checkpoint: Path, source: PretrainedNetwork, about: Abou
     config = describe(source, read_content(checkpoint)) | {
         "weights_sha256": sha256(folder / WEIGHTS),
         "source_sha256": sha256(checkpoint),
-        "source": origin(checkpoint),
+        "source": _public(origin(checkpoint)),
         "cases_published": about.cases,
         "licence": about.licence,
         "data": printable(about.data),
@@ -125,12 +126,19 @@ def describe(source: PretrainedNetwork, content: Mapping[str, Any]) -> dict[str,
         "normalisation": source.normalisation,
         "intensities": _intensities(content),
         "turned": source.turned,
+        "axes": source.axes,
+        "outputs": source.outputs and {"names": list(source.outputs.names), "regions": source.outputs.regions},
         "notes": list(source.notes),
         "parameters": source.parameters,
         "pretraining": _pretraining(content),
         "trained_with": _versions(content),
         "written_with": versions(),
     }
+
+
+def _public(address: str | None) -> str | None:
+    """An address that others may know: of the hub. Servers may be those of a hospital."""
+    return address if address is not None and address.startswith(HUB) else None
 
 
 def _facts(content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -52,18 +52,10 @@ class Transferred:
 
 
 def transfer(
-    checkpoint: str | Path | None,
-    dataset: str,
-    plans_name: str,
-    configuration: str,
-    new_plans_name: str,
-    schedule: dict[str, Any],
-    min_coverage: float = MIN_COVERAGE,
-    resize_widths: bool = False,
-    leaks: list[str] | None = None,
-    keep_labels: bool = True,
-    axes: str | None = None,
-) -> Transferred:
+    checkpoint: str | Path | None, dataset: str, plans_name: str, configuration: str, new_plans_name: str,
+    schedule: dict[str, Any], min_coverage: float = MIN_COVERAGE, resize_widths: bool = False,
+    leaks: list[str] | None = None, keep_labels: bool = True, axes: str | None = None,
+) -> Transferred:  # fmt: skip
     """Carry a checkpoint's weights into the network that a dataset's plans describe.
 
     Writes `<new plans>_<configuration>.pth` and `<new plans>.json` into the dataset's preprocessed folder, and an entry

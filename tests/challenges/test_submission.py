@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import shutil
 import struct
 import zipfile
@@ -135,6 +136,8 @@ def test_the_same_predictions_give_the_same_bytes(liver, tmp_path):
     shutil.copytree(predictions, tmp_path / "again")
     assert attempt(msd.plan_submission, tmp_path / "again", task, tmp_path / "again.zip") == []
     assert archive.read_bytes() == (tmp_path / "again.zip").read_bytes()
+    with zipfile.ZipFile(archive) as opened:
+        assert {entry.date_time for entry in opened.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
 def test_datasets_of_nnunet_stand_for_the_download(liver, raw):
@@ -327,6 +330,18 @@ def test_hostile_archives_are_named_and_leave_nothing_behind(archive, tmp_path):
     repack(archive, {FIRST: bomb, SECOND: b"no image"})
     assert checked(archive)[-2] == f"{FIRST}: holds more data than an image of this size has"
     assert checked(archive)[-1] == f"{SECOND}: is no NIfTI file, although its name says so"
+
+
+def test_members_are_not_unpacked_beyond_the_size_of_their_image(archive):
+    repack(archive, {FIRST: bytes(30 << 20)})
+    plan = msd.plan_submission(None, archive.parent / "MSD", True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, hard))  # of a file that is written
+    try:
+        wrong = check_archive(plan, archive, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert wrong == [f"{FIRST}: is larger than an image of its size"]
 
 
 def test_lists_of_very_many_files_are_not_read(archive, tmp_path):

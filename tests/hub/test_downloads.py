@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from urllib.request import Request
 
 import pytest
 
 from nnunet_genesis.errors import HubError
 from nnunet_genesis.files import sha256
 from nnunet_genesis.hub import downloads
-from nnunet_genesis.hub.downloads import cache_folder
+from nnunet_genesis.hub.downloads import _Redirects, cache_folder
 from nnunet_genesis.hub.locating import located, origin
 
 
@@ -61,6 +63,12 @@ def test_redirects_are_followed_and_the_address_that_was_named_is_written_down(h
 def test_redirects_to_files_and_to_unencrypted_places_are_refused(hub, code, target):
     hub.pages["/w.pth"] = (code, {"Location": target}, b"")
     fails(f"{hub.url}/w.pth", "refused: files are fetched over https only")
+
+
+def test_other_machines_do_not_lead_to_this_one():
+    request = Request("https://example.org/w.pth")
+    with pytest.raises(HubError, match="https only"):
+        _Redirects(False).http_error_302(request, io.BytesIO(), 302, "", {"Location": "http://localhost/w.pth"})  # type: ignore[arg-type]
 
 
 def test_circles_end(hub):

@@ -11,6 +11,8 @@ import torch
 from nnunet_genesis.checkpoints.case_files import read_record_file
 from nnunet_genesis.errors import CheckpointError, DatasetError
 from nnunet_genesis.files import read_json, sha256
+from nnunet_genesis.networks.outputs import Outputs
+from nnunet_genesis.networks.pretrained import AXES_OF_NNUNET, AXES_REVERSED
 
 MARK = "nnunet_genesis_card"
 """Key of config.json that says who wrote it; its value is the version of the layout."""
@@ -69,10 +71,20 @@ def facts_of(config: Mapping[str, Any]) -> tuple[Any, str, tuple[str, ...], dict
         if values is not None and not _are(values, kind):
             raise CheckpointError(f'has a {CONFIG} beside it whose "{key}" is no list of {kind.__name__}.')
         facts[key] = values
-    notes, turned = config.get("notes", []), config.get("turned", False)
-    if not _are(notes, str) or not isinstance(turned, bool):
-        raise CheckpointError(f'has a {CONFIG} beside it whose "notes" or "turned" are of another kind.')
-    return config.get("architecture"), str(config.get("kind")), tuple(notes), {**facts, "turned": turned}
+    notes, turned, axes = config.get("notes", []), config.get("turned", False), config.get("axes", AXES_OF_NNUNET)
+    if not _are(notes, str) or not isinstance(turned, bool) or axes not in (AXES_OF_NNUNET, AXES_REVERSED):
+        raise CheckpointError(f'has a {CONFIG} beside it whose "notes", "turned" or "axes" are of another kind.')
+    facts |= {"turned": turned, "axes": axes, "outputs": _outputs(config.get("outputs"))}
+    return config.get("architecture"), str(config.get("kind")), tuple(notes), facts
+
+
+def _outputs(block: Any) -> Outputs | None:
+    if block is None:
+        return None
+    names, regions = (block.get("names"), block.get("regions")) if isinstance(block, dict) else (None, None)
+    if not isinstance(names, list) or not _are(names, str) or not isinstance(regions, bool):
+        raise CheckpointError(f'has a {CONFIG} beside it whose "outputs" are no names.')
+    return Outputs(names, regions)
 
 
 def _are(values: Any, kind: type) -> bool:
