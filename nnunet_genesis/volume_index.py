@@ -206,6 +206,8 @@ def index_of(folder: Path) -> VolumeIndex:
     known = _stored(folder)
     if known is not None and known.changed == changed:
         return known
+    if time.time_ns() - changed < SETTLED:
+        changed = 0
     ending, cases = _listed(folder)
     with ThreadPoolExecutor(THREADS, "stamps") as pool:
         stamps = dict(zip(cases, pool.map(lambda case: _stamp(folder, case, ending), cases), strict=True))
@@ -217,8 +219,7 @@ def index_of(folder: Path) -> VolumeIndex:
         if time.monotonic() - written > PAUSE:
             _store(VolumeIndex(folder, ending, 0, _columns(kept, rows, folder)))
             written = time.monotonic()
-    settled = time.time_ns() - changed > SETTLED
-    index = VolumeIndex(folder, ending, changed if settled else 0, _columns(kept, rows, folder))
+    index = VolumeIndex(folder, ending, changed, _columns(kept, rows, folder))
     _store(index)
     return _stored(folder) or index
 
@@ -283,12 +284,14 @@ def _stamp(folder: Path, case: str, ending: str) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _kept(known: VolumeIndex, stamps: Mapping[str, tuple[int, int]]) -> dict[str, Array]:
+def _kept(known: VolumeIndex, stamps: Mapping[str, tuple[int, int]]) -> Mapping[str, Array]:
     """Rows of an earlier index that still hold; none if no volume of them can be read."""
     same = np.array([stamps.get(os.fsdecode(name)) == (int(stamp[0]), int(stamp[1]))
                      for name, stamp in zip(known.columns["names"], known.columns["stamps"], strict=True)])  # fmt: skip
     if (known.columns["flaws"][same] != b"").all():
         return {}
+    if same.all():
+        return known.columns  # which stay in the file
     return {name: column[same] for name, column in known.columns.items()}
 
 
@@ -336,10 +339,11 @@ def _columns(kept: Mapping[str, Array], rows: Sequence[Row], folder: Path) -> di
     count = min(channels, default=1)
     unknown = {"shapes": np.zeros(4), "marked": False, "spreads": np.zeros(count), "digests": np.zeros((count, DIGEST)),
                "signatures": np.zeros((count, LENGTH))}  # fmt: skip
-    columns: dict[str, Array] = dict(kept)
-    if rows:
-        for name, (kind, _) in COLUMNS.items():
-            new = np.array([row.get(name, unknown.get(name)) for row in rows]).astype(kind)
-            columns[name] = np.concatenate([kept[name], new]) if kept else new
+    if not rows:
+        return dict(kept)
+    columns: dict[str, Array] = {}
+    for name, (kind, _) in COLUMNS.items():
+        new = np.array([row.get(name, unknown.get(name)) for row in rows]).astype(kind)
+        columns[name] = np.concatenate([kept[name], new]) if kept else new
     order = np.argsort(columns["names"], kind="stable")
     return {name: column[order] for name, column in columns.items()}
