@@ -30,6 +30,7 @@ from nnunet_genesis.nnunet_dataset import (
 )
 from nnunet_genesis.parallel import each_case
 from nnunet_genesis.planning import FLAT_READER, header_of, raw_cases
+from nnunet_genesis.volume_index import index_of
 
 MOST_GROWTH = 1000
 """Voxels after resampling for each voxel of the image: ten along each axis."""
@@ -62,9 +63,11 @@ class PreprocessingReport:
     written: int = 0
     already_there: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    unreadable: str = ""
+    """One line on finished volumes that cannot be read any more."""
 
     def outcome(self) -> dict[str, Any]:
-        """All but the folder, for a file in it."""
+        """What became of the cases, for a file in it."""
         return {"written": self.written, "already_there": self.already_there, "failed": self.failed}
 
 
@@ -76,7 +79,7 @@ def preprocess(
     Transposes, crops to nonzero, normalises, resamples and stores like `nnUNetv2_preprocess`, whose files stock
     trainers can read. Masks in the raw dataset's `ignoreTr` mark what pre-training ignores. Finished cases are skipped
     unless their mask has changed; a killed run loses at most the unfinished cases. A case that fails is reported, also
-    in `<data identifier>_preprocessing.json` beside the folder, and stops nothing.
+    in `<data identifier>_preprocessing.json` beside the folder, and stops nothing. The folder's index is written last.
 
     Args:
         dataset: Name of the dataset in `nnUNet_raw`.
@@ -114,6 +117,8 @@ def preprocess(
     _work(unfinished, report, processes, progress)
     shutil.rmtree(workshop, ignore_errors=True)
     write_json({"made_by": made_by} | report.outcome(), record)
+    if report.written + report.already_there:
+        report.unreadable = index_of(folder).warning()
     return report
 
 

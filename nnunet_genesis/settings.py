@@ -109,6 +109,9 @@ class PretrainingSettings(Settings):
         at_least=0,
         at_most=1,
     )
+    crops_per_volume: int = setting(
+        1, "training patches in succession that are cut from one volume, which is opened once for them", at_least=1
+    )
     plot_every: int = setting(50, "epochs between pictures of restored patches", at_least=1, formerly="sheet_every")
     save_every: int = setting(50, "epochs between checkpoints", at_least=1)
     seed: int = setting(0, "seed of hold-out, initial weights, crops and corruptions", at_least=0)

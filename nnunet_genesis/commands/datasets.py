@@ -192,6 +192,8 @@ def _preprocess(chosen: argparse.Namespace) -> int:
     for configuration in chosen.c:
         report = preprocess(dataset_name(chosen.d), chosen.p, configuration, processes=chosen.np)
         print(f"{report.written} cases written to {report.folder}, {report.already_there} were finished already.")
+        if report.unreadable:
+            print(f"WARNING: {report.unreadable}. Delete their files and run again.")
         code = max(code, left_out(report.failed, "nothing was written for them"))
     return code
 
