@@ -12,8 +12,8 @@ import torch.distributed as dist
 from nnunetv2.run import run_training as stock
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunet_genesis import interruption
 from nnunet_genesis.errors import SettingsError, one_line
+from nnunet_genesis.interruption import watch
 from nnunet_genesis.preflight import refuse_missing_gpu
 from nnunet_genesis.ranks import RankedTrainer
 
@@ -89,7 +89,7 @@ def join(device: torch.device) -> None:
     else:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # nnU-Net takes all cores in every process
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    interruption.watch()
+    watch()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,9 +16,10 @@ import torch.distributed as dist
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_genesis import interruption
 from nnunet_genesis.checkpoints.reading import read_content
 from nnunet_genesis.errors import DatasetError, SettingsError, one_line
+from nnunet_genesis.interruption import received, unwatch, watched
+from nnunet_genesis.parallel import variable
 
 UNFINISHED = "losses_of_unfinished_epoch"
 """Entry of a checkpoint that was written within an epoch: the loss of each of its steps so far."""
@@ -47,7 +48,9 @@ class RankedTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ) -> None:
         """As in nnU-Net, on this process' own device."""
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        first = not dist.is_initialized() or dist.get_rank() == 0
+        with nullcontext() if first else variable("nnUNet_wandb_enabled", "0"):  # one process reports to it
+            super().__init__(plans, configuration, fold, dataset_json, device)
         self.losses: list[float] = []  # of the steps of this epoch
         self.losses_before: list[float] = []  # of those before the training was resumed within it
         self.unfinished: list[float] = []  # what a checkpoint within an epoch says about it
@@ -150,15 +153,15 @@ class RankedTrainer(nnUNetTrainer):
         """As in nnU-Net; from now on there is nothing to save, and signals end the process."""
         super().on_train_end()
         number = self._asked()
-        interruption.unwatch()
+        unwatch()
         if number:
             sys.exit(128 + number)
 
     def _asked(self) -> int:
         """The signal that any of the processes has noted; 0: none has."""
-        if not interruption.watched():
+        if not watched():
             return 0
-        number = torch.tensor(interruption.received(), device=self.device)
+        number = torch.tensor(received(), device=self.device)
         if self.is_ddp:
             dist.all_reduce(number, dist.ReduceOp.MAX)
         return int(number)
