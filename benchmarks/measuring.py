@@ -49,6 +49,16 @@ def seconds(call: Callable[[], Any], device: torch.device | None = None) -> floa
     return time.perf_counter() - began
 
 
+def memory(device: torch.device) -> dict[str, float]:
+    """GB on a CUDA device: the most that tensors held since the last call, and all that is taken (as by nvidia-smi)."""
+    if device.type != "cuda":
+        return {}
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    free, everything = torch.cuda.mem_get_info(device)
+    return {"peak_gb": peak / 1e9, "taken_gb": (everything - free) / 1e9}
+
+
 def machine(device: torch.device | None) -> dict[str, Any]:
     """Processor, device and versions, in plain types."""
     return {

@@ -7,7 +7,8 @@ A real nnUNetTrainerGenesisPretrain trains on a preprocessed dataset: one of you
 imported, planned and preprocessed in a temporary folder. Rows differ in the number of loading processes and in who
 corrupts (`corrupt_on`). The baseline, measured before and after them, trains on one batch that stays on the device:
 nothing is loaded and nothing corrupted (as in nnU-Net's benchmark without data loading). Only training steps are
-timed, no validation. Before timing, every row trains on more batches than its loaders prefetch. Waiting is the time
+timed, no validation. On CUDA, "peak GB" is the most that tensors held, "taken GB" all of the device that was in use
+(as nvidia-smi shows it). Before timing, every row trains on more batches than its loaders prefetch. Waiting is the time
 in which the trainer had no batch.
 """
 
@@ -27,7 +28,7 @@ from typing import Any
 
 import SimpleITK as sitk
 import torch
-from measuring import add_device, facts, machine, size, smooth_volume, synchronize, table
+from measuring import add_device, facts, machine, memory, size, smooth_volume, synchronize, table
 
 from nnunet_genesis import cli
 from nnunet_genesis.errors import GenesisError
@@ -192,14 +193,16 @@ def timed_steps(trainer: Any, batches: Iterator[dict[str, Any]], warm_up: int, i
     synchronize(trainer.device)
     taken = time.perf_counter() - began
     patches = iterations * trainer.batch_size / taken
-    return {"seconds": taken, "patches_per_s": patches, "waiting_share": waited / taken}
+    return {"seconds": taken, "patches_per_s": patches, "waiting_share": waited / taken} | memory(trainer.device)
 
 
 def report(results: dict[str, Any], device: torch.device) -> None:
     """Print the table."""
     runs = [{"workers": None, "corrupt_on": "baseline: always one batch"} | run for run in results["baseline"]]
-    keys = ("workers", "corrupt_on", "patches_per_s", "seconds", "waiting_share", "ratio_to_baseline")
-    header = ("loading processes", "corrupted on", "patches/s", "seconds", "waiting", "time / baseline")
+    keys = ("workers", "corrupt_on", "patches_per_s", "seconds", "waiting_share", "ratio_to_baseline",
+            "peak_gb", "taken_gb")  # fmt: skip
+    header = ("loading processes", "corrupted on", "patches/s", "seconds", "waiting", "time / baseline", "peak GB",
+              "taken GB")  # fmt: skip
     rows = [run | {"waiting_share": f"{run['waiting_share']:.1%}"} for run in (*runs[:1], *results["rows"], *runs[1:])]
     print(table(header, (map(row.get, keys) for row in rows)))
     print(

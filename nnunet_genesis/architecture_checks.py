@@ -24,8 +24,11 @@ OF_PRIMUS = {"eva_depth": 100, "eva_numheads": 1_000, "embed_dim": 20_000, "num_
              "input_shape": 2_000, "patch_embed_size": 2_000, "depth_per_level": MOST_STAGES,
              "ch_per_level": 20_000}  # fmt: skip
 """Arguments of a transformer that hold whole numbers → the largest."""
+MOST_MLP_RATIO = 16
+"""Width in the blocks of a transformer, in widths of its tokens: 8/3 in a Primus, 4 in ViT (arXiv 2010.11929)."""
 MAY_BE_NONE = ("num_register_tokens",)
 """Those of them that may be 0."""
+BOUNDS = OF_PRIMUS | {"n_stages": MOST_STAGES, "mlp_ratio": MOST_MLP_RATIO}
 ADVICE = "Correct the file, or plan again."
 
 
@@ -63,7 +66,7 @@ def wrong_size(arguments: Mapping[str, Any]) -> str:
     layers = 0
     for key, value in arguments.items():
         counts, entries = str(key).startswith("n_"), list(_flat(value))
-        most = MOST_STAGES if key == "n_stages" else OF_PRIMUS.get(key, MOST_LAYERS if counts else LARGEST)
+        most = BOUNDS.get(key, MOST_LAYERS if counts else LARGEST)
         has = f'has "{printable(key, 60)}": {printable(value, 60)}, where'
         if len(entries) > 10 * MOST_STAGES or any(_exceeds(entry, most) for entry in entries):
             return f"{has} numbers are at most {most:,}, and those of at most {MOST_STAGES} stages"

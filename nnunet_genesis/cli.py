@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from nnunet_genesis.commands import datasets, leakage, restore, studies, weights
+from nnunet_genesis.commands import challenges, datasets, leakage, publish, restore, studies, weights
 from nnunet_genesis.errors import GenesisError, printable
 
 
@@ -47,9 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
-        datasets.add_import, datasets.add_plan, datasets.add_preprocess, datasets.add_preview,
+        datasets.add_import, challenges.add_dataset, datasets.add_plan, datasets.add_preprocess, datasets.add_preview,
         weights.add_inspect, leakage.add_leaks, weights.add_transfer, weights.add_export, studies.add_study,
-        restore.add_restore, weights.add_trainers,
+        challenges.add_submission, restore.add_restore, publish.add_card, publish.add_push, weights.add_trainers,
     ):  # fmt: skip
         add(commands)
     return parser

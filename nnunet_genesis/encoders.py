@@ -14,10 +14,12 @@ from torch import nn
 from nnunet_genesis.architecture_checks import check_architecture
 from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.errors import CheckpointError, TransferError
+from nnunet_genesis.hub.locating import located
 from nnunet_genesis.named_classes import is_primus
 from nnunet_genesis.networks.primus_layout import READS_IMAGE
 from nnunet_genesis.networks.tied_names import name_groups
 from nnunet_genesis.networks.wording import times
+from nnunet_genesis.transfer.axes import to_zyx
 from nnunet_genesis.transfer.channels import adapt_input_channels, channel_mixture
 from nnunet_genesis.transfer.tokens import in_order_of_axes
 
@@ -137,25 +139,29 @@ class Classifier(nn.Module):
         return self.head(self.encoder.pooled(image))  # type: ignore[no-any-return]
 
 
-def load_encoder(checkpoint: str | Path, channels: Sequence[str] | None = None, *, pretrained: bool = True) -> Encoder:
+def load_encoder(
+    checkpoint: str | Path, channels: Sequence[str] | None = None, *, pretrained: bool = True, axes: str | None = None
+) -> Encoder:
     """The encoder of a checkpoint's network, as `nnunet_genesis.encoder`.
 
     Args:
-        checkpoint: Any file that `nnunet_genesis inspect` knows.
+        checkpoint: Any file that `nnunet_genesis inspect` knows, or its address (`hf://owner/repo`, `https://…`).
         channels: Names of the input channels of the new task. Those of the checkpoint by default. Filters of
             namesakes are taken over; a warning says what becomes of other channels, as in `nnunet_genesis transfer`.
         pretrained: False for the control arm: the same network, initialised as by nnU-Net with torch's global
             generator (`torch.manual_seed`).
+        axes: Order of the axes of the volumes that the checkpoint was trained on, "xyz" or "zyx"; None for what is
+            known of its kind of file. The encoder reads z, y, x: kernels are reversed for "xyz".
 
     Returns:
         The encoder on the CPU, in training mode.
 
     Raises:
-        CheckpointError: The file cannot be read, or lacks parts of the encoder.
-        TransferError: `channels` is empty.
+        CheckpointError, HubError: The file cannot be read or fetched, or lacks parts of the encoder.
+        TransferError: `channels` is empty, or `axes` is no such order.
     """
-    path = Path(checkpoint)
-    source = in_order_of_axes(read_pretrained(path))
+    path = located(checkpoint)
+    source = in_order_of_axes(to_zyx(read_pretrained(path), axes))
     theirs = source.channel_labels
     ours = theirs if channels is None else list(channels)
     if not ours or isinstance(channels, str):

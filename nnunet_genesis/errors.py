@@ -32,6 +32,10 @@ class LeakError(GenesisError):
     """A checkpoint was pre-trained on cases that are meant to test it, or does not say so."""
 
 
+class HubError(GenesisError):
+    """An address is none, or what it names cannot be fetched or written to."""
+
+
 class StudyError(GenesisError):
     """A study cannot be planned, run or reported as asked."""
 

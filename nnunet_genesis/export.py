@@ -7,7 +7,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +55,9 @@ class Exported:
     compared: str
 
 
-def export(folder: Path, checkpoint: str = "checkpoint_final.pth") -> Exported:
+def export(
+    folder: Path, checkpoint: str = "checkpoint_final.pth", before_comparing: Callable[[], None] = lambda: None
+) -> Exported:
     """Make a fine-tuned model one of stock nnU-Net: no trainer of this package, no genesis block in its plans.
 
     Written beside the original as `<trainer>__<plans>__<configuration>`, the trainer being `nnUNetTrainer`, or for a
@@ -66,6 +68,7 @@ def export(folder: Path, checkpoint: str = "checkpoint_final.pth") -> Exported:
     Args:
         folder: `…/nnUNetTrainerGenesisFinetune__<plans>__<configuration>` below nnUNet_results.
         checkpoint: File name of the checkpoint in each fold.
+        before_comparing: Called when all files were found to be in order, before the networks run, which takes minutes.
 
     Raises:
         CheckpointError: It is another trainer's model, its network is a class of this package, a checkpoint cannot be
@@ -96,6 +99,7 @@ def export(folder: Path, checkpoint: str = "checkpoint_final.pth") -> Exported:
             content = _stock_checkpoint(folder / fold / checkpoint, configuration, trainer)
             torch.save(content, draft / fold / checkpoint)
         patches, compared = _patches(plans, configuration, described)
+        before_comparing()
         for fold in finished:  # nnU-Net's own reading would run code in a checkpoint: all were read above without
             _compare(folder, draft, fold, checkpoint, patches)
     return Exported(target, finished, [fold for fold in folds if fold not in finished], compared)

@@ -19,8 +19,9 @@ from nnunet_genesis.checkpoints.saving import save_plain, versions
 from nnunet_genesis.errors import CheckpointError, TransferError, one_line, reason
 from nnunet_genesis.files import sha256
 from nnunet_genesis.named_classes import is_primus, names_primus
-from nnunet_genesis.networks.build import build_network, encoder_parameters, is_head, unwrap
+from nnunet_genesis.networks.build import build_network, is_head, unwrap
 from nnunet_genesis.networks.depths import encoder_depths
+from nnunet_genesis.networks.outputs import KEPT_ROWS, with_kept_rows
 from nnunet_genesis.preflight import (
     check_before_training,
     refuse_missing_first_stage,
@@ -66,9 +67,9 @@ def encoder_groups(network: nn.Module, layer_lr_decay: float) -> list[tuple[list
     the share `layer_lr_decay ** (n + 1 - i)`, and what comes before the blocks that of i = 0, as in SelfMedMAE
     (arXiv 2203.05573) and BEiT; blocks of a U-Net are its stages.
     """
-    if layer_lr_decay == 1:
-        return [(encoder_parameters(network), 1.0)]
     depths = encoder_depths(network)
+    if layer_lr_decay == 1:
+        return [([parameter for group in depths for parameter in group], 1.0)]
     return [(group, layer_lr_decay ** (len(depths) - 1 - depth)) for depth, group in enumerate(depths) if group]
 
 
@@ -220,15 +221,14 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
             raise CheckpointError(f"The transferred weights {path} do not exist. {again}")
         if sha256(path) != self.settings.sha256:
             raise CheckpointError(f"The transferred weights {path} were altered after the transfer. {again}")
-        weights = network_weights(read_checkpoint(path), path)
+        content = read_checkpoint(path)
+        weights = network_weights(content, path)
         if not self.was_initialized:
             self.initialize()
-        # heads belong to the task: this training's seed decides them
-        own = unwrap(self.network).state_dict()
-        weights |= {name: tensor for name, tensor in own.items() if is_head(name)}
         try:
+            weights |= self._own_heads(weights, content)
             unwrap(self.network).load_state_dict(weights, strict=True)
-        except RuntimeError as error:
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise TransferError(
                 f"The transferred weights {path} do not fit this network: {reason(error, 300)}. {again}"
             ) from None
@@ -236,6 +236,12 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
             f"Starting from {self.settings.source} (SHA-256 {self.settings.source_sha256[:12]}...): "
             f"{self.settings.coverage:.1%} of the parameters, segmentation heads aside, come from it."
         )
+
+    def _own_heads(self, weights: dict[str, torch.Tensor], content: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Heads belong to the task: this training's seed decides them, but for rows of labels that were kept."""
+        kept = content.get("genesis", {}).get(KEPT_ROWS, {})
+        own = {name: tensor for name, tensor in unwrap(self.network).state_dict().items() if is_head(name)}
+        return own | {name: with_kept_rows(own[name], weights[name], rows) for name, rows in kept.items()}
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint, written atomically and in plain types, with where the weights came from."""

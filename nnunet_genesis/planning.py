@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
+import shutil
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,8 @@ import SimpleITK as sitk
 from tqdm import tqdm
 
 from nnunet_genesis.errors import DatasetError, printable
-from nnunet_genesis.files import read_json, write_json
-from nnunet_genesis.folds import validation_cases
+from nnunet_genesis.files import read_json, write_json, written_atomically
+from nnunet_genesis.folds import SPLITS, validation_cases
 from nnunet_genesis.nnunet_dataset import (
     channel_names,
     check_configuration,
@@ -28,6 +31,10 @@ from nnunet_genesis.resources import plans_folder
 from nnunet_genesis.settings import PretrainingSettings
 
 PLANS_NAME = "nnUNetGenesisPlans"
+FLAT_READER = "NaturalImage2DIO"
+"""nnU-Net's reader of 2D images without spacing."""
+FAR = 999
+"""Distance of the slices that a 2D image would have, in pixels, for nnU-Net's readers."""
 
 
 def plan_like(
@@ -157,6 +164,8 @@ def _adapted(
     if "overwrite_image_reader_writer" in dataset_json:
         adapted["image_reader_writer"] = dataset_json["overwrite_image_reader_writer"]
         check_plans(adapted, f'With "overwrite_image_reader_writer" of its dataset.json, {dataset}')
+    else:
+        adapted["image_reader_writer"] = _reader(adapted["image_reader_writer"], dataset, dataset_json)
     adapted["dataset_name"], adapted["plans_name"] = dataset, plans_name
     adapted.pop("genesis", None)
     for configuration in adapted["configurations"].values():
@@ -165,6 +174,28 @@ def _adapted(
             rest = identifier.removeprefix(old_name).lstrip("_") if old_name else identifier
             configuration["data_identifier"] = f"{plans_name}_{rest}"
     return adapted
+
+
+def _reader(planned: str, dataset: str, dataset_json: dict[str, Any]) -> str:
+    """The plans' reader where it reads files of this ending, else the one that nnU-Net would choose."""
+    from nnunetv2.imageio import reader_writer_registry as readers
+
+    ending = dataset_json["file_ending"]
+    if ending.lower() in readers.recursive_find_reader_writer_by_name(planned).supported_file_endings:
+        return planned
+    try:
+        example = next(iter(raw_cases(dataset, dataset_json).values()))[0]
+    except DatasetError:
+        example = None  # preprocessed elsewhere
+    try:
+        with redirect_stderr(io.StringIO()):  # tracebacks of the readers that do not fit
+            chosen = readers.determine_reader_writer_from_file_ending(ending, example, verbose=False)
+    except RuntimeError:
+        raise DatasetError(
+            f"nnU-Net reads no images that end in {ending}, as those of {dataset} do. Convert them, e.g. to .png or "
+            '.nii.gz, or name a reader as "overwrite_image_reader_writer" in dataset.json.'
+        ) from None
+    return str(chosen.__name__)
 
 
 def _write(plans: dict[str, Any], dataset_json: dict[str, Any], settings: PretrainingSettings) -> Path:
@@ -181,6 +212,10 @@ def _write(plans: dict[str, Any], dataset_json: dict[str, Any], settings: Pretra
         write_json(_fingerprint(plans, dataset_json), folder / "dataset_fingerprint.json")
     if not has_labels(plans["dataset_name"]) or not (folder / "dataset.json").is_file():
         write_json(dataset_json, folder / "dataset.json")
+    splits = nnunet_folder("nnUNet_raw") / plans["dataset_name"] / SPLITS
+    if splits.is_file() and not (folder / SPLITS).is_file():  # as nnU-Net's planning does
+        with written_atomically(folder / SPLITS) as temporary:
+            shutil.copyfile(splits, temporary)
     write_json(plans | {"genesis": {"pretraining": settings.block()}}, path)
     return path
 
@@ -208,15 +243,10 @@ def _fingerprint(plans: dict[str, Any], dataset_json: dict[str, Any]) -> dict[st
     nnU-Net copies the file at the start of a training and reads nothing from it.
     """
     spacings, shapes = [], []
-    reader = sitk.ImageFileReader()
     for images in tqdm(raw_cases(plans["dataset_name"], dataset_json).values(), desc="Reading headers", unit="case"):
-        reader.SetFileName(images[0])
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError:
-            continue  # preprocessing will name the damaged image
-        spacings.append([float(value) for value in reader.GetSpacing()[::-1]])
-        shapes.append([int(value) for value in reader.GetSize()[::-1]])
+        if header := header_of(images[0], plans["image_reader_writer"]):
+            shapes.append(list(header[0]))
+            spacings.append(list(header[1]))
     return {
         "spacings": spacings,
         "shapes_after_crop": shapes,
@@ -224,3 +254,19 @@ def _fingerprint(plans: dict[str, Any], dataset_json: dict[str, Any]) -> dict[st
         "median_relative_size_after_cropping": 1.0,
         "made_by": "nnunet-genesis, without labels: shapes are those before cropping, intensities are the plans'",
     }
+
+
+def header_of(image: str, reader: str) -> tuple[tuple[int, ...], tuple[float, ...]] | None:
+    """Voxels and spacing in mm along z, y, x, as nnU-Net's class `reader` has them; None if there is no header."""
+    header = sitk.ImageFileReader()
+    header.SetFileName(image)
+    try:
+        header.ReadImageInformation()
+    except RuntimeError:
+        return None  # of a kind that nnU-Net reads otherwise, or damaged: preprocessing will name it
+    size, spacing = header.GetSize()[::-1], header.GetSpacing()[::-1]
+    if reader == FLAT_READER:
+        size, spacing = size[-2:], (1.0, 1.0)
+    if len(size) == 2:
+        size, spacing = (1, *size), (FAR * max(spacing), *spacing)
+    return size, spacing

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from tqdm import tqdm
 
 from nnunet_genesis.errors import DatasetError, GenesisError, reason
@@ -30,7 +29,7 @@ from nnunet_genesis.nnunet_dataset import (
     refuse_cascade,
 )
 from nnunet_genesis.parallel import each_case
-from nnunet_genesis.planning import raw_cases
+from nnunet_genesis.planning import FLAT_READER, header_of, raw_cases
 
 MOST_GROWTH = 1000
 """Voxels after resampling for each voxel of the image: ten along each axis."""
@@ -91,12 +90,8 @@ def preprocess(
             a mask belongs to no case, or the finished cases were preprocessed with other plans.
     """
     plans, description = read_plans(dataset, plans_name), read_dataset_json(dataset)
-    refuse_cascade(plans, configuration)
-    base = preprocessed_folder(dataset)
-    folder = base / configuration_of(plans, configuration).configuration["data_identifier"]
-    if has_labels(dataset):
-        command = preprocessing_command(plans, configuration, folder.name)
-        raise DatasetError(f"{dataset} has labels: nnU-Net's own volumes serve pre-training too. Run: {command}")
+    folder = _folder(dataset, plans, configuration)
+    base = folder.parent
     cases = raw_cases(dataset, description)
     masks = masks_of(dataset, cases, description["file_ending"])
     made_by = _made_by(plans, configuration)
@@ -120,6 +115,19 @@ def preprocess(
     shutil.rmtree(workshop, ignore_errors=True)
     write_json({"made_by": made_by} | report.outcome(), record)
     return report
+
+
+def _folder(dataset: str, plans: dict[str, Any], configuration: str) -> Path:
+    """Where the volumes of a dataset without labels lie."""
+    refuse_cascade(plans, configuration)
+    manager = configuration_of(plans, configuration)
+    if plans["image_reader_writer"] == FLAT_READER and len(manager.patch_size) > 2:
+        raise DatasetError(f"{dataset} holds 2D images, of which {configuration} cannot be trained. Use 2d.")
+    folder: Path = preprocessed_folder(dataset) / manager.configuration["data_identifier"]
+    if has_labels(dataset):
+        command = preprocessing_command(plans, configuration, folder.name)
+        raise DatasetError(f"{dataset} has labels: nnU-Net's own volumes serve pre-training too. Run: {command}")
+    return folder
 
 
 def _clear(folder: Path, jobs: list[Job]) -> None:
@@ -163,11 +171,11 @@ def preprocess_case(job: Job) -> None:
     plans_manager, configuration_manager = _managers(job.plans_file, job.configuration)
     for image in job.images:
         _check_nifti(image)
-    _refuse_growth_of(job.images[0], plans_manager.transpose_forward, configuration_manager.spacing)
+    _refuse_growth_of(job.images[0], plans_manager, configuration_manager)
     if job.mask:
         try:
             _check_nifti(str(job.mask))
-            _refuse_growth_of(str(job.mask), plans_manager.transpose_forward, configuration_manager.spacing)
+            _refuse_growth_of(str(job.mask), plans_manager, configuration_manager)
         except GenesisError as error:
             raise DatasetError(f"its mask in {job.mask.parent.name} {error}") from None
     preprocessor = configuration_manager.preprocessor_class(verbose=False)
@@ -198,14 +206,9 @@ def _managers(plans_file: str, configuration: str) -> tuple[Any, Any]:
     return plans_manager, plans_manager.get_configuration(configuration)
 
 
-def _refuse_growth_of(image: str, order: list[int], spacing: list[float]) -> None:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(image)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        return  # of a kind that nnU-Net reads otherwise, or damaged: its reader says so
-    refuse_growth(reader.GetSize(), reader.GetSpacing()[::-1], order, spacing)
+def _refuse_growth_of(image: str, plans_manager: Any, configuration_manager: Any) -> None:
+    if header := header_of(image, plans_manager.plans["image_reader_writer"]):
+        refuse_growth(*header, plans_manager.transpose_forward, configuration_manager.spacing)
 
 
 def refuse_growth(size: Sequence[int], given: Sequence[float], order: Sequence[int], spacing: Sequence[float]) -> None:

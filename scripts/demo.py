@@ -213,8 +213,9 @@ def set_environment(shell: Shell, workspace: Path) -> None:
         (workspace / name).mkdir(exist_ok=True)
         shell.export(**{name: str(workspace / name)})
     # two processes for everything, one thread in each loader; threads that wait must not keep few cores busy; a
-    # network this small is not worth compiling
-    shell.export(nnUNet_n_proc_DA="2", nnUNet_def_n_proc="2", nnUNet_compile="f")
+    # network this small is not worth compiling unless that is to be tried
+    compiled = os.environ.get("nnUNet_compile", "f")
+    shell.export(nnUNet_n_proc_DA="2", nnUNet_def_n_proc="2", nnUNet_compile=compiled)
     shell.export(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
     shell.export(nnUNet_extTrainer=shell.run("trainers", "nnunet_genesis", "trainers").splitlines()[-1])
 

@@ -7,12 +7,15 @@ import json
 import os
 import warnings
 from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("nnUNet_n_proc_DA", "0")  # nnU-Net reads some of these when it is imported
 os.environ.setdefault("nnUNet_def_n_proc", "1")
 os.environ.setdefault("nnUNet_compile", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also in processes that tests start
 
 import numpy as np
 import pytest
@@ -24,6 +27,9 @@ from nnunet_genesis import cli
 from nnunet_genesis.resources import trainers_folder
 
 REPOSITORY = Path(__file__).parents[1]
+WITH_PROCESSES = ("preprocessing.preprocessors.default_preprocessor", "training.nnUNetTrainer.nnUNetTrainer",
+                  "evaluation.evaluate_predictions")  # fmt: skip
+"""Files of nnU-Net that start processes whatever the settings: preprocessing, the final validation and its scores."""
 torch.set_num_threads(1)  # patches this small gain nothing from a second one
 nnunet_lists.create_lists_from_splitted_dataset_folder.__defaults__ = (None, 1)  # twelve processes sort file names
 
@@ -55,18 +61,8 @@ def ready_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shrink_plans(base / "nnUNet_preprocessed" / "Dataset004_Target" / "nnUNetPlans.json")
         preprocess = ("-d", 4, "-plans_name", "nnUNetPlans", "-c", "3d_fullres", "-np", 1)
         run_stock(patch, "nnUNetv2_preprocess", *preprocess)
-        lengths = (
-            "--epochs",
-            4,
-            "--iterations",
-            2,
-            "--validation-iterations",
-            2,
-            "--save-every",
-            1,
-            "--plot-every",
-            100,
-        )
+        lengths = ("--epochs", 4, "--iterations", 2, "--validation-iterations", 2, "--save-every", 1, "--plot-every",
+                   100)  # fmt: skip
         assert run_genesis("plan", "-d", 501, "--like", 4, *lengths) == 0
         assert run_genesis("preprocess", "-d", 501, "-c", "3d_fullres", "-np", 1) == 0
     return base
@@ -142,8 +138,11 @@ def stock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return lambda *arguments: run_stock(monkeypatch, *arguments)
 
 
-def run_stock(patch: pytest.MonkeyPatch, command: str, *arguments: object) -> None:
-    """Run a command of nnU-Net in this process."""
+def run_stock(patch: pytest.MonkeyPatch, command: str, *arguments: object, processes: bool = False) -> None:
+    """Run a command of nnU-Net in this process.
+
+    Where nnU-Net starts processes, which import everything anew for seconds, threads do their work, unless `processes`.
+    """
     entries = {
         "nnUNetv2_train": ("nnunetv2.run.run_training", "run_training_entry"),
         "nnUNetv2_predict": ("nnunetv2.inference.predict_from_raw_data", "predict_entry_point"),
@@ -152,7 +151,17 @@ def run_stock(patch: pytest.MonkeyPatch, command: str, *arguments: object) -> No
     module, function = entries[command]
     patch.setattr("sys.argv", [command, *map(str, arguments)])
     patch.setattr(torch, "set_num_threads", lambda count: None)  # nnU-Net would take one for each core
-    getattr(importlib.import_module(module), function)()
+    with pytest.MonkeyPatch.context() as pools:
+        if not processes:
+            threads_for_processes(pools)
+        getattr(importlib.import_module(module), function)()
+
+
+def threads_for_processes(patch: pytest.MonkeyPatch) -> None:
+    """Let threads do the work of processes that nnU-Net starts whatever the settings."""
+    pools = SimpleNamespace(get_context=lambda method: SimpleNamespace(Pool=ThreadPool))
+    for place in WITH_PROCESSES:
+        patch.setattr(importlib.import_module(f"nnunetv2.{place}"), "multiprocessing", pools)
 
 
 def shrink_plans(path: Path) -> None:

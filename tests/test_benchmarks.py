@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +25,7 @@ from scipy.ndimage import binary_dilation, gaussian_filter
 
 from nnunet_genesis.corruption import RECIPES
 from nnunet_genesis.resources import plans_folder
-from tests.conftest import REPOSITORY, shrink_plans
+from tests.conftest import REPOSITORY, shrink_plans, threads_for_processes
 
 STAND_IN = """
 import random
@@ -58,6 +59,21 @@ def image_in_painting(x):
 
 image_out_painting = image_in_painting
 """
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[dict, str]]:
+    """`run` in this process, which has imported everything already."""
+
+    def run_in_process(script: str, target: Path, *options: object) -> tuple[dict[str, Any], str]:
+        for name in ("nnUNet_results", "nnUNet_extTrainer", "nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
+            monkeypatch.setenv(name, os.environ.get(name, ""))  # benchmarks set them
+        monkeypatch.setattr("sys.argv", [script, *map(str, options), "--json", str(target)])
+        capsys.readouterr()
+        benchmark_module(script.removesuffix(".py"), monkeypatch).main()
+        return json.loads(target.read_text()), capsys.readouterr().out
+
+    return run_in_process
 
 
 def run(script: str, target: Path, *options: object) -> tuple[dict[str, Any], str]:
@@ -161,27 +177,30 @@ def test_pretraining_throughput(tmp_path: Path):
     assert "Using device" not in printed  # the table alone goes to stdout
 
 
-def test_fine_tuning(ready_once: Path, nnunet: Path, tmp_path: Path):
+def test_fine_tuning(ready_once: Path, nnunet: Path, tmp_path: Path, run_here, monkeypatch):
     shutil.copytree(ready_once, nnunet, dirs_exist_ok=True)
+    threads_for_processes(monkeypatch)
+    fine_tuning = benchmark_module("fine_tuning", monkeypatch)
+    monkeypatch.setattr(fine_tuning, "ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(1))
     arms = ('{"scratch": true}', '{"scratch": true, "learning_rate": 0.01}', '{"scratch": true, "learning_rate": 0.5}')
-    results, printed = run(
+    results, printed = run_here(
         "fine_tuning.py", tmp_path / "results.json", tmp_path / "no.pth", "-d", 4, "--epochs", 1, "--iterations", 3,
-        "--warmup", 0, "--seeds", 0, "--jobs", 2, "--arms", *arms,
+        "--warmup", 0, "--seeds", 0, "--arms", *arms,
     )  # fmt: skip
     scratch, default, fast = (results["dice"][arm] for arm in arms)
-    assert scratch == default  # 0.01 is the default, and a seed is the same training in every process
+    assert scratch == default  # 0.01 is the default, and a seed is the same training
     assert scratch != fast
     assert f"| `{arms[2]}` | {fast['0']:.3f} | " in printed
 
 
-def test_anomalies(ready_once: Path, nnunet: Path, tmp_path: Path):
+def test_anomalies(ready_once: Path, nnunet: Path, tmp_path: Path, run_here):
     shutil.copytree(ready_once, nnunet, dirs_exist_ok=True)
     trainer = get_trainer_from_args("501", "3d_fullres", "all", "nnUNetTrainerGenesisPretrain", "nnUNetGenesisPlans",
                                     device=torch.device("cpu"))  # fmt: skip
     trainer.initialize()
     trainer.save_checkpoint(str(tmp_path / "fresh.pth"))
     scans = nnunet / "nnUNet_raw/Dataset004_Target/imagesTr"
-    results, printed = run(
+    results, printed = run_here(
         "anomalies.py", tmp_path / "results.json", tmp_path / "fresh.pth", "-i", scans, "-n", 2, "--hide", 0, 4,
         "--device", "cpu",
     )  # fmt: skip
@@ -211,9 +230,9 @@ def test_an_anomaly_is_planted_where_it_is_said_to_be(kind: str, monkeypatch: py
     assert not changed[~binary_dilation(where, np.ones((3, 3, 3)), iterations=4)].any()
 
 
-def test_masked_autoencoder(tmp_path: Path):
+def test_masked_autoencoder(tmp_path: Path, run_here):
     report = tmp_path / "report.md"
-    results, printed = run(
+    results, printed = run_here(
         "masked_autoencoder.py", tmp_path / "results.json", "--patch", 16, 16, 32, "--repeats", 1, "--device", "cpu",
         "-o", report,
     )  # fmt: skip

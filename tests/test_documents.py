@@ -295,8 +295,8 @@ def test_the_tables_of_settings_hold_the_defaults():
             or same(value, default(flag, PretrainingSettings()))
         ), flag
     for flag, (value,) in told_in_table("`transfer`"):
-        if flag in ("--warmup", "--resize-widths"):
-            assert value in ("a twentieth of the epochs, at most 50", "off")
+        if flag in ("--warmup", "--resize-widths", "--new-heads", "--axes"):
+            assert value in ("a twentieth of the epochs, at most 50", "off", "by kind of file")
         elif flag in ("--lr", "--weight-decay"):
             told = re.findall(r"([\d.]+) with `(\w+)`", value)
             assert {name: float(number) for number, name in told} == {

@@ -44,9 +44,8 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_dataset(base, 4, "Target", 5)
         assert run_genesis("plan", "-d", 4, "--template", "tiny", "-p", "nnUNetPlans") == 0
         shrink_plans(base / "nnUNet_preprocessed/Dataset004_Target/nnUNetPlans.json")
-        run_stock(
-            patch, "nnUNetv2_preprocess", "-d", 4, "-plans_name", "nnUNetPlans", "-c", "3d_fullres", "2d", "-np", 1
-        )
+        run_stock(patch, "nnUNetv2_preprocess", "-d", 4, "-plans_name", "nnUNetPlans", "-c", "3d_fullres", "2d", "-np",
+                  1)  # fmt: skip
         shutil.copy(base / "nnUNet_raw/Dataset004_Target/dataset.json", base / "nnUNet_preprocessed/Dataset004_Target")
         fingerprint = base / "nnUNet_preprocessed/Dataset004_Target/dataset_fingerprint.json"
         if not fingerprint.is_file():
@@ -97,6 +96,7 @@ def label_map(path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize(("configuration", "folds"), [("3d_fullres", (0, 1)), ("2d", (0,))])
 def test_stock_nnunet_predicts_the_same_without_the_package(configuration, folds, trained, genesis, stock, capsys):
+    """By the command that the export prints, and by the model's folder, where nnU-Net starts processes."""
     model = trained / RESULTS / f"{OURS}{configuration}"
     images = trained / "images"
     images.mkdir()
@@ -107,13 +107,16 @@ def test_stock_nnunet_predicts_the_same_without_the_package(configuration, folds
           "nnUNetPlans_scratch", "-o", trained / "ours", *options, *at_once)  # fmt: skip
     assert genesis("export", model) == (2 if configuration == "3d_fullres" else 0)
     out = capsys.readouterr().out
+    assert "Both models predict on the CPU, to be compared" in out
     assert "bit for bit, on patches of case0, case1, fold by fold" in out
     shutil.rmtree(model)
     shutil.rmtree(trained / "nnUNet_preprocessed")
 
     entries = "nnunetv2.inference.predict_from_raw_data"
-    alone(trained, f"{entries}:predict_entry_point", "-d", 4, "-c", configuration, "-p", "nnUNetPlans_scratch", "-tr",
-          "nnUNetTrainer", "-o", trained / "stock", *options, *at_once)  # fmt: skip
+    program, *words = out.splitlines()[-1].split()
+    assert program == "nnUNetv2_predict"
+    words = [{"IN": images, "OUT": trained / "stock"}.get(word, word) for word in words]
+    alone(trained, f"{entries}:predict_entry_point", *words, "-device", "cpu", *at_once)
     expected = label_map(trained / "ours/case0.nii.gz")
     assert len(np.unique(expected)) > 1
     np.testing.assert_array_equal(label_map(trained / "stock/case0.nii.gz"), expected)
@@ -121,17 +124,6 @@ def test_stock_nnunet_predicts_the_same_without_the_package(configuration, folds
         alone(trained, f"{entries}:predict_entry_point_modelfolder", "-m", trained / RESULTS / f"{STOCK}3d_fullres",
               "-o", trained / "modelfolder", *options, "-npp", 1, "-nps", 1)  # fmt: skip
         np.testing.assert_array_equal(label_map(trained / "modelfolder/case0.nii.gz"), expected)
-
-
-def test_the_printed_command_predicts(trained, model, genesis, capsys):
-    genesis("export", model)
-    command = capsys.readouterr().out.splitlines()[-1].split()
-    assert command[0] == "nnUNetv2_predict"
-    arguments = {"IN": trained / "nnUNet_raw/Dataset004_Target/imagesTr", "OUT": trained / "out"}
-    words = [arguments.get(word, word) for word in command[1:]]
-    alone(trained, "nnunetv2.inference.predict_from_raw_data:predict_entry_point", *words, "-device", "cpu",
-          "-npp", 1, "-nps", 1, "--disable_tta")  # fmt: skip
-    assert len(list((trained / "out").glob("case*.nii.gz"))) == 5
 
 
 def test_stock_nnunet_zips_it(trained, model):
@@ -204,6 +196,12 @@ def test_patches_of_a_cascade_have_channels_for_the_labels(trained):
     patches, compared = exporting._patches(plans, "cascade", dataset_json)
     assert compared == "2 random patches"
     assert [tuple(patch.shape) for patch in patches] == [(3, 16, 16, 16)] * 2
+
+
+def test_a_refusal_is_the_only_thing_that_is_said(model, genesis, capsys):
+    assert genesis("export", model, "-chk", "checkpoint_none.pth") == 1
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
 
 
 def refused(model: Path, kind: type[Exception], message: str, checkpoint: str = "checkpoint_final.pth") -> None:

@@ -24,7 +24,7 @@ def test_unchanged_files_of_every_kind_are_worked_with(world: Path, tmp_path: Pa
     for number, (kind, _, _) in enumerate(KINDS):
         outcome = run_case(world, tmp_path / "case", SEED, number)
         # the original 3D U-Net has no counterpart in the target's network
-        expected = 1 if (kind, outcome.command) == ("Models Genesis", "transfer") else 0
+        expected = 1 if kind.startswith("Models Genesis") and outcome.command == "transfer" else 0
         assert (outcome.code, outcome.broken) == (expected, ()), outcome
 
 

@@ -199,21 +199,11 @@ def test_an_interruption_anywhere_leaves_no_half_case(planned: Path, genesis, mo
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_kill_and_go_on(planned: Path, make_dataset, genesis, processes):
     """kill -9 in the middle, then the same command: the finished cases stay, all volumes can be read."""
-    make_dataset(503, "Many", 30, labeled=False)
+    make_dataset(503, "Many", 16, labeled=False)
     assert genesis("plan", "-d", 503, "--like", 4) == 0
     folder = planned / "nnUNet_preprocessed" / "Dataset503_Many" / "nnUNetGenesisPlans_3d_fullres"
-    command = [
-        sys.executable,
-        "-m",
-        "nnunet_genesis.cli",
-        "preprocess",
-        "-d",
-        "503",
-        "-c",
-        "3d_fullres",
-        "-np",
-        processes,
-    ]
+    command = [sys.executable, "-m", "nnunet_genesis.cli", "preprocess", "-d", "503", "-c", "3d_fullres", "-np",
+               processes]  # fmt: skip
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 60
     while len(list(folder.glob("*.pkl"))) < 3 and time.time() < deadline:
@@ -223,13 +213,13 @@ def test_kill_and_go_on(planned: Path, make_dataset, genesis, processes):
     time.sleep(1)  # workers end with the process that started them
     finished = {path: path.stat().st_mtime_ns for path in folder.glob("*.b2nd") if preprocessing.is_finished(
         folder, path.name.removesuffix(".b2nd").removesuffix("_seg"))}  # fmt: skip
-    assert 2 <= len(finished) < 60
+    assert 2 <= len(finished) < 32
     report = preprocess("Dataset503_Many", "nnUNetGenesisPlans", "3d_fullres", progress=False)
-    assert report.written + report.already_there == 30
+    assert report.written + report.already_there == 16
     assert report.already_there >= len(finished) // 2
     assert all(path.stat().st_mtime_ns == then for path, then in finished.items())
     volumes = [blosc2.open(str(path), mode="r")[:] for path in folder.glob("*.b2nd")]
-    assert len(volumes) == 60
+    assert len(volumes) == 32
     assert not list(folder.parent.glob("*_unfinished"))
 
 

@@ -140,6 +140,7 @@ def test_plans_of_2023_are_bounded_before_they_are_rebuilt(tiny):
         ({"input_shape": [32, 48, 40]}, "which must be equal"),
         ({"num_register_tokens": 10**9}, "numbers are at most 1,000"),
         ({"num_register_tokens": -1}, "whole numbers from 0 to 1,000 are needed"),
+        ({"mlp_ratio": 1e5}, '"mlp_ratio": 100000.0, where numbers are at most 16,'),
         ({"eva_numheads": 0}, "whole numbers from 1 to 1,000 are needed"),
         ({"depth_per_level": [10**6] * 4}, "numbers are at most 20"),
         ({"ch_per_level": [0] * 4}, "whole numbers from 1 to 20,000 are needed"),

@@ -135,6 +135,34 @@ def test_the_target_gets_plans_that_others_are_planned_like(nnunet: Path, genesi
     assert ours["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["drop_path_rate"] == 0.3
 
 
+@pytest.mark.parametrize("source", [("--template", "tiny"), ("--like", 4)])
+def test_a_masked_autoencoder_is_refused_at_planning_where_no_network_can_leave_cells_out(
+    nnunet: Path, genesis, capsys, source
+):
+    write_dataset(nnunet, 4, "Target", 1)
+    write_dataset(nnunet, 501, "Scans", 1, labeled=False)
+    assert genesis("plan", "-d", 4, "--template", "tiny", "-p", "nnUNetPlans") == 0
+    plan = ("plan", "-d", 501, *source, "--recipe", "mae")
+    capsys.readouterr()
+    assert genesis(*plan) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "3d_fullres has patches with 3 axes and a PlainConvUNet" in line
+    assert "Plan with --network, or with the recipe masking" in line
+    assert genesis(*plan, "--network", "primus_s", "--masking-cell-size", 4) == 1
+    assert "Set it to 0" in capsys.readouterr().err
+    assert not (nnunet / "nnUNet_preprocessed/Dataset501_Scans").exists()
+    assert genesis(*plan, "--network", "primus_s") == 0
+    assert genesis(*plan, "--masking-masked-as", "zeros") == 0
+
+
+def test_one_configuration_that_can_is_enough(nnunet: Path, genesis):
+    write_dataset(nnunet, 501, "Scans", 1, labeled=False)
+    plans = with_primus(plans_of("tiny"), "primus_s")[0]
+    plans["configurations"]["2d"] = plans_of("tiny")["configurations"]["2d"]
+    (nnunet / "mixed.json").write_text(json.dumps(plans))
+    assert genesis("plan", "-d", 501, "--template", nnunet / "mixed.json", "--recipe", "mae") == 0
+
+
 def test_drop_path_without_a_primus_is_refused(nnunet: Path, genesis, capsys):
     write_dataset(nnunet, 4, "Target", 1)
     assert genesis("plan", "-d", 4, "--template", "tiny", "--drop-path-rate", 0.3) == 1

@@ -9,17 +9,24 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from tests.conftest import blob, shrink_plans
+from tests.conftest import blob, run_stock, shrink_plans
 
-PRETRAINING = ("--epochs", 2, "--iterations", 3, "--validation-iterations", 2, "--plot-every", 1, "--save-every", 1)
-PICTURES = ("progress.png", "restoration_epoch_0001.png", "restoration_epoch_0002.png", "restoration_final.png")
+PRETRAINING = ("--epochs", 2, "--iterations", 3, "--validation-iterations", 2, "--plot-every", 2, "--save-every", 1)
+PICTURES = ("progress.png", "restoration_epoch_0002.png", "restoration_final.png")
 
 
 @pytest.mark.parametrize(
-    ("template", "configuration", "channels"),
-    [("tiny", "3d_fullres", ("T1",)), ("tiny_resenc", "3d_fullres", ("T1", "T2")), ("tiny_resenc", "2d", ("T1",))],
+    ("template", "configuration", "channels", "processes"),
+    [
+        ("tiny", "3d_fullres", ("T1",), True),
+        ("tiny_resenc", "3d_fullres", ("T1", "T2"), False),
+        ("tiny_resenc", "2d", ("T1",), False),
+    ],
 )
-def test_from_scans_to_predictions(template, configuration, channels, nnunet: Path, make_dataset, genesis, stock):
+def test_from_scans_to_predictions(
+    template, configuration, channels, processes, nnunet: Path, make_dataset, genesis, stock, monkeypatch
+):
+    """Once with processes where nnU-Net starts some, for validation and prediction."""
     make_dataset(4, "Target", 5, channels)
     scans = nnunet / "scans"
     scans.mkdir()
@@ -50,7 +57,7 @@ def test_from_scans_to_predictions(template, configuration, channels, nnunet: Pa
     schedule = ["--epochs", 1, "--iterations", 2]
     assert genesis("transfer", pretrained, "-d", 4, "-c", configuration, *schedule) == 0
     finetune = [4, configuration, 0, "-tr", "nnUNetTrainerGenesisFinetune", "-p", "nnUNetPlans_genesis"]
-    stock("nnUNetv2_train", *finetune, "-device", "cpu")
+    run_stock(monkeypatch, "nnUNetv2_train", *finetune, "-device", "cpu", processes=processes)
 
     # neither resuming nor predicting needs the transferred weights
     (nnunet / f"nnUNet_preprocessed/Dataset004_Target/nnUNetPlans_genesis_{configuration}.pth").unlink()
@@ -58,10 +65,6 @@ def test_from_scans_to_predictions(template, configuration, channels, nnunet: Pa
     images = nnunet / "nnUNet_raw/Dataset004_Target/imagesTr"
     stock("nnUNetv2_predict", "-d", 4, "-c", configuration, "-f", 0, "-tr", "nnUNetTrainerGenesisFinetune", "-p",
           "nnUNetPlans_genesis", "-i", images, "-o", nnunet / "predicted", "-device", "cpu", "--disable_tta",
-          "-npp", 1, "-nps", 1)  # fmt: skip
+          "-npp", int(processes), "-nps", int(processes))  # fmt: skip
     predicted = sitk.ReadImage(str(nnunet / "predicted" / "case0.nii.gz"))
     assert predicted.GetSize() == (22, 24, 20)
-
-    # the pre-trained checkpoint also starts a stock training
-    stock("nnUNetv2_train", 501, configuration, "all", "-tr", "nnUNetTrainerGenesisPretrain", "-p",
-          "nnUNetGenesisPlans", "-device", "cpu", "-pretrained_weights", pretrained, "--disable_checkpointing")  # fmt: skip

@@ -11,12 +11,19 @@ from nnunet_genesis.checkpoints import transformers
 from nnunet_genesis.checkpoints.architectures import ORIGINAL, assumed_operations, derive
 from nnunet_genesis.checkpoints.bounds import refuse_strange_tensors
 from nnunet_genesis.checkpoints.foreign import READABLE
-from nnunet_genesis.checkpoints.formats import models_genesis, nnssl, nnunet_v1, nnunet_v2
+from nnunet_genesis.checkpoints.formats import (
+    models_genesis,
+    models_genesis_keras,
+    nnssl,
+    nnunet_v1,
+    nnunet_v2,
+    published,
+)
 from nnunet_genesis.checkpoints.names import canonical, without_wrappers
 from nnunet_genesis.checkpoints.trainers import PRIMUS
-from nnunet_genesis.checkpoints.validate import Validated, validate
+from nnunet_genesis.checkpoints.validate import HEADS, Validated, validate
 from nnunet_genesis.errors import CheckpointError, printable
-from nnunet_genesis.networks.pretrained import PretrainedNetwork
+from nnunet_genesis.networks.pretrained import AXES_REVERSED, PretrainedNetwork
 
 CONTAINERS = ("network_weights", "state_dict", "model_state_dict", "model", models_genesis.CONTAINER)
 """Keys below which trainings keep the state dict."""
@@ -36,10 +43,14 @@ def detect(content: Mapping[str, Any], sidecar: Mapping[str, Any] | None = None)
         CheckpointError: It is none of the known kinds; the message, without the file's name, says what was found.
     """
     weights = state_dict(content)
+    if published.MARK in content:
+        return _from_card(weights, content[published.MARK])
     if nnunet_v1.is_generic_unet(weights):
         return _from_v1(weights, content, sidecar)
     if models_genesis.is_original(weights):
         return _from_original(weights, content)
+    if models_genesis_keras.is_keras(weights):
+        return _from_keras(weights)
     if transformers.holds_primus(weights):
         return _from_primus(weights, content)
     if nnssl.MARK in content:
@@ -74,6 +85,11 @@ def _network(validated: Validated, kind: str, *notes: str, **facts: Any) -> Pret
     """What was read, without channel names where the network has another number of channels."""
     if len(facts.get("channels") or ()) != validated.input_channels:
         facts["channels"] = None
+    outputs, rows = facts.get("outputs"), [len(t) for name, t in validated.weights.items() if HEADS in name]
+    if outputs is not None and any(count != len(outputs.names) for count in rows):
+        facts["outputs"] = None
+        outs = f"its heads have {rows[0]} outputs, its dataset.json names {len(outputs.names)}"
+        notes += (f"{outs}: labels are not matched by name",)
     return PretrainedNetwork(
         validated.weights,
         validated.architecture,
@@ -98,20 +114,31 @@ def _from_v1(
             "looks like genesis_nnunet_luna16_006.model; that one was trained on CT, (HU + 775.8457) / 251.9326, "
             "patches of 64x64x32 with axes x, y, z",
         )
+        facts["axes"] = AXES_REVERSED
     return _network(validated, nnunet_v1.kind(sidecar), *assumed, *remarks, **facts)
 
 
 def _from_original(weights: dict[str, torch.Tensor], content: Mapping[str, Any]) -> PretrainedNetwork:
     kind, trained_on = models_genesis.origin(weights, content)
     own = models_genesis.without_heads_of_suprem(weights)
-    tensors = models_genesis.to_unet3d(own)
+    notes: tuple[str, ...] = (trained_on,)
+    if len(own) < len(weights):
+        notes += (f"{len(weights) - len(own)} tensors belong to SuPreM's organ-wise head and are not used",)
+    return _of_original(own, kind, *notes)
+
+
+def _from_keras(weights: dict[str, torch.Tensor]) -> PretrainedNetwork:
+    own, notes = models_genesis_keras.to_original(weights)
+    trained_on = models_genesis.TRAINED_ON[models_genesis.GENESIS]
+    return _of_original(own, models_genesis_keras.KIND, trained_on, *notes)
+
+
+def _of_original(weights: dict[str, torch.Tensor], kind: str, *notes: str) -> PretrainedNetwork:
+    tensors = models_genesis.to_unet3d(weights)
     architecture, assumed = derive(tensors)
     if architecture["network_class_name"] != ORIGINAL:
         raise CheckpointError("has the names of the original Models Genesis 3D U-Net, but not its widths.")
-    notes = (*assumed, trained_on)
-    if len(own) < len(weights):
-        notes += (f"{len(weights) - len(own)} tensors belong to SuPreM's organ-wise head and are not used",)
-    return _network(validate(tensors, architecture), kind, *notes)
+    return _network(validate(tensors, architecture), kind, *assumed, *notes, axes=AXES_REVERSED)
 
 
 def _from_nnssl(weights: dict[str, torch.Tensor], content: Mapping[str, Any]) -> PretrainedNetwork:
@@ -162,10 +189,28 @@ def _from_primus(weights: dict[str, torch.Tensor], content: Mapping[str, Any]) -
     validated = transformers.validate_primus(tensors, others, block)
     arguments = validated.architecture["arch_kwargs"]
     facts["patch_size"] = arguments["input_shape"]
-    # with other edges it could not be undone, nor does nnssl train so
-    if turned and all(arguments[key][0] == arguments[key][1] for key in ("input_shape", "patch_embed_size")):
+    if turned and _may_be_turned(validated.architecture):
         facts["turned"], notes = True, (nnssl.TURNED, *notes)
     return _network(validated, kind, *notes, **facts)
+
+
+def _from_card(weights: dict[str, torch.Tensor], config: Any) -> PretrainedNetwork:
+    if not isinstance(config, Mapping):
+        raise CheckpointError(f"has a {published.CONFIG} beside it that describes nothing.")
+    block, kind, notes, facts = published.facts_of(config)
+    if transformers.is_described(block):
+        validated = transformers.validate_primus(weights, {}, block)
+    else:
+        validated = validate(weights, block)
+    if facts["turned"] and not (transformers.is_described(block) and _may_be_turned(validated.architecture)):
+        raise CheckpointError(f"has a {published.CONFIG} beside it that swaps axes which cannot be swapped.")
+    return _network(validated, kind, *(note for note in notes if note not in validated.remarks), **facts)
+
+
+def _may_be_turned(architecture: Mapping[str, Any]) -> bool:
+    """Whether a Primus's first two axes are alike: with other edges it could not be undone, nor does nnssl train so."""
+    arguments = architecture["arch_kwargs"]
+    return all(arguments[key][0] == arguments[key][1] for key in ("input_shape", "patch_embed_size"))
 
 
 def _derived(tensors: dict[str, torch.Tensor], kind: str, facts: dict[str, Any], *notes: str) -> PretrainedNetwork:

@@ -13,10 +13,10 @@ from nnunet_genesis.errors import CheckpointError, printable
 
 READABLE = (
     "Read are files of nnU-Net v2, nnU-Net v1 and nnssl with convolutional U-Nets or Primus, of the 3D U-Net of Models "
-    "Genesis and SuPreM, and state dicts of these networks (.pth, .pt, .model, .safetensors)."
+    "Genesis (also of Keras, .h5) and SuPreM, and state dicts of these networks (.pth, .pt, .model, .safetensors)."
 )
 
-ENDINGS = (".pth", ".pt", ".model", ".safetensors")
+ENDINGS = (".pth", ".pt", ".model", ".safetensors", ".h5")
 """Of checkpoints that are looked for in a folder."""
 DEPTH = 4
 """As far down as they lie in nnUNet_results: dataset, trainer, fold, file."""
@@ -24,7 +24,11 @@ DEPTH = 4
 LAYER = r"(?:^|\.)"
 NETWORKS = (
     # name of a tensor -> network; the first that is found
-    (rf"{LAYER}conv_blocks_context\.\d+\.\d+\.conv1\.", "STU-Net"),
+    (
+        rf"{LAYER}conv_blocks_context\.\d+\.\d+\.conv1\.",
+        "STU-Net, whose blocks add a convolution of what they read without "
+        "a norm, and whose decoder has such blocks too: nnU-Net's have neither",
+    ),
     (rf"{LAYER}swinViT\.", "SwinUNETR (a transformer of MONAI)"),
     (rf"{LAYER}vit\.(patch_embedding|blocks)\.", "UNETR (a transformer of MONAI)"),
     (rf"{LAYER}(patch_embed|patch_embedding|cls_token|blocks\.\d+\.attn)", "a vision transformer"),
@@ -36,7 +40,7 @@ NETWORKS = (
 )
 
 STARTS = (
-    (b"\x89HDF", "is an HDF5 file (Keras); Models Genesis is published as Genesis_Chest_CT.pt too"),
+    (b"\x89HDF", "is an HDF5 file (Keras)"),
     (b"\x08\x01\x12", "is a model of TensorFlow"),
     (b"\x08", "looks like a model in ONNX"),
     (b"\x1f\x8b", "is compressed (gzip), as images (.nii.gz) and archives (.tar.gz) are"),

@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 from nnunet_genesis.checkpoints.bounds import refuse_packed_archive, refuse_repetition
 from nnunet_genesis.checkpoints.detect import detect
 from nnunet_genesis.checkpoints.foreign import refuse_other_kinds
+from nnunet_genesis.checkpoints.formats import published
+from nnunet_genesis.checkpoints.hdf5 import is_hdf5, read_hdf5
 from nnunet_genesis.checkpoints.names import without_wrappers
 from nnunet_genesis.checkpoints.pickle_scan import RefusedPickleError, WholeObjectError, scan
 from nnunet_genesis.checkpoints.safe_numpy import stand_ins
@@ -142,20 +144,25 @@ def _refuse_damage(path: Path) -> None:
 
 
 def read_content(path: Path) -> dict[str, Any]:
-    """Tensors and plain values of a checkpoint or a file of safetensors.
+    """Tensors and plain values of a checkpoint or a file of Keras or safetensors, with what `card` wrote beside it.
 
     Raises:
         CheckpointError: As `read_checkpoint`.
     """
-    return _read_safetensors(path) if _is_safetensors(path) else read_checkpoint(path)
+    if is_hdf5(path):
+        return read_hdf5(path)
+    if not _is_safetensors(path):
+        return read_checkpoint(path)
+    tensors, config = _read_safetensors(path), published.config_beside(path)
+    return tensors if config is None else published.content_of(path, tensors, config)
 
 
 def read_pretrained(path: Path) -> PretrainedNetwork:
     """Read a checkpoint of any known kind, told by its content, without running code from it.
 
     Known are checkpoints of nnU-Net v2, nnU-Net v1 (with or without the `.pkl` of plans beside it), nnssl, the 3D U-Net
-    of Models Genesis and SuPreM, and state dicts of these networks, also as safetensors. A file may ask for memory
-    and time of its size only.
+    of Models Genesis and SuPreM, state dicts of these networks, also as safetensors, and what `card` wrote. A file may
+    ask for memory and time of its size only.
 
     Raises:
         CheckpointError: The file is missing, cut off, unsafe, of no known kind, or has weights that are not finite.
@@ -185,6 +192,7 @@ def _printable(source: PretrainedNetwork) -> PretrainedNetwork:
         format=printable(source.format, 150),
         notes=tuple(printable(note, 500) for note in source.notes),
         channels=lines(source.channels),
+        outputs=source.outputs and replace(source.outputs, names=lines(source.outputs.names) or []),
         normalisation=lines(source.normalisation),
     )
 
@@ -239,7 +247,7 @@ def _is_safetensors(path: Path) -> bool:
         return stream.read(9)[8:] == b"{"
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         return load_file(path)
     except (SafetensorError, ValueError, OSError) as error:

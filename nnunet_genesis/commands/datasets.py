@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_genesis.cli_settings import add_flags, given
 from nnunet_genesis.commands.parsing import add_command, add_processes, left_out, read_cases, share
-from nnunet_genesis.errors import GenesisError, printable
+from nnunet_genesis.errors import GenesisError, SettingsError, printable
+
+if TYPE_CHECKING:
+    from nnunet_genesis.corruption import Recipe
 
 
 def add_import(commands: Any) -> None:
@@ -22,7 +25,8 @@ def add_import(commands: Any) -> None:
         "nnunet_genesis import -d 501 -n ChestCT --channels CT /data/scans",
     )
     parser.add_argument("sources", nargs="+", type=Path, metavar="PATH", help="files or folders (searched "
-                        "recursively): .nii .nii.gz .nrrd .mha .mhd and DICOM series")  # fmt: skip
+                        "recursively): .nii .nii.gz .nrrd .mha .mhd and DICOM series; with --2d .png .jpg .tif .bmp "
+                        "and DICOM radiographs")  # fmt: skip
     parser.add_argument("-d", required=True, type=int, metavar="ID", help="id of the new dataset, 1 to 999")
     parser.add_argument("-n", required=True, metavar="NAME", help="its name, e.g. ChestCT")
     parser.add_argument(
@@ -32,7 +36,9 @@ def add_import(commands: Any) -> None:
         help="channel names as in the target dataset, e.g. CT, or FLAIR,T1w,t1gd,T2w for files that end in _0000 … "
         "_0003; CT chooses nnU-Net's CT normalisation",
     )
-    parser.add_argument("--link", action="store_true", help="link .nii.gz files instead of copying them")
+    parser.add_argument("--2d", dest="flat", action="store_true", help="import X-rays or other 2D images, for the "
+                        "configuration 2d; files with three colours: --channels R,G,B")  # fmt: skip
+    parser.add_argument("--link", action="store_true", help="link .nii.gz (--2d: grey .png) files instead of copying")
     add_processes(parser)
 
 
@@ -41,8 +47,8 @@ def _import(chosen: argparse.Namespace) -> int:
     from nnunet_genesis.nnunet_dataset import nnunet_folder
 
     report = import_scans(
-        chosen.sources, nnunet_folder("nnUNet_raw"), chosen.d, chosen.n, chosen.channels.split(","), link=chosen.link,
-        processes=chosen.np,
+        chosen.sources, nnunet_folder("nnUNet_raw"), chosen.d, chosen.n, chosen.channels.split(","), flat=chosen.flat,
+        link=chosen.link, processes=chosen.np,
     )  # fmt: skip
     print(f"{report.imported} cases imported into {report.folder}, {report.already_there} were there already.")
     return left_out(report.rejected, f"details: {report.folder / 'import_report.json'}")
@@ -101,7 +107,7 @@ def _plan(chosen: argparse.Namespace) -> int:
     settings = PretrainingSettings(**flags)
     if chosen.network is None and chosen.drop_path_rate is not None:
         raise GenesisError("--drop-path-rate needs --network: it is a setting of a Primus.")
-    change = partial(_changed, chosen) if chosen.network else dict
+    change = partial(_changed, chosen, recipe)
     if chosen.template:
         path = plan_from_template(dataset, chosen.template, chosen.p, settings, change)
     else:
@@ -112,15 +118,34 @@ def _plan(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _changed(chosen: argparse.Namespace, plans: dict[str, Any]) -> dict[str, Any]:
-    """Plans with the network that was asked for; says what else changes."""
+def _changed(chosen: argparse.Namespace, recipe: Recipe, plans: dict[str, Any]) -> dict[str, Any]:
+    """Plans with the network that was asked for, which the recipe must suit; says what else changes."""
     from nnunet_genesis.primus_plans import DROP_PATH, with_primus
 
+    if chosen.network is None:
+        _refuse_unfit(recipe, plans)
+        return plans
     drop_path = DROP_PATH if chosen.drop_path_rate is None else chosen.drop_path_rate
     changed, notes = with_primus(plans, chosen.network, drop_path)
     for note in notes:
         print(printable(note))
+    _refuse_unfit(recipe, changed)
     return changed
+
+
+def _refuse_unfit(recipe: Recipe, plans: dict[str, Any]) -> None:
+    """Refuse a recipe that leaves cells out if no configuration has a network that can, before preprocessing."""
+    from nnunet_genesis.pretraining.patches import fitted
+
+    refusal: SettingsError | None = None
+    for configuration in plans["configurations"] if recipe.masking.leaves_out else ():
+        try:
+            fitted(recipe, plans, configuration)
+            return
+        except SettingsError as error:
+            refusal = error  # the last tells most: 3D configurations come behind 2d
+    if refusal:
+        raise refusal
 
 
 def _excluded(chosen: argparse.Namespace, dataset: str) -> list[str]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_genesis.commands.parsing import add_command, read_cases
+from nnunet_genesis.commands.parsing import add_checkpoint, add_command, read_cases
 from nnunet_genesis.errors import DatasetError, LeakError, printable
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ def add_leaks(commands: Any) -> None:
         "formats, spacings and orientations.",
         "nnunet_genesis leaks checkpoint_final.pth -d 4 -c 3d_fullres --fold 0",
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of a pre-training, or transferred weights")
+    add_checkpoint(parser, "of a pre-training, or transferred weights")
     parser.add_argument("-d", required=True, metavar="ID", help="labeled dataset, preprocessed; id or name")
     parser.add_argument(
         "-c", default="3d_fullres", metavar="CONFIGURATION", help="whose volumes to compare (%(default)s)"
@@ -35,10 +34,12 @@ def add_leaks(commands: Any) -> None:
 
 
 def _leaks(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.hub.locating import located
     from nnunet_genesis.leaks.search import unknown
     from nnunet_genesis.nnunet_dataset import dataset_name
 
     dataset = dataset_name(chosen.d)
+    chosen.checkpoint = located(chosen.checkpoint)
     cases, hits = _compared(chosen, dataset, chosen.cases)
     if hits is None:
         raise LeakError(f"{unknown(chosen.checkpoint)}. Checkpoints of earlier versions and of others have no record.")

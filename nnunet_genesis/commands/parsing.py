@@ -27,6 +27,12 @@ def add_command(commands: Any, name: str, run: Any, text: str, example: str) -> 
     return parser
 
 
+def add_checkpoint(parser: argparse.ArgumentParser, text: str, **options: Any) -> None:
+    """Add CHECKPOINT, which `nnunet_genesis.hub.locating.located` makes a file of."""
+    where = "; a file, a folder that card wrote, hf://owner/repo[@revision][/file] or https://…"
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=text + where, **options)
+
+
 def add_processes(parser: argparse.ArgumentParser) -> None:
     """Add -np, the number of processes."""
     parser.add_argument("-np", type=int, default=4, metavar="N", help="number of processes (%(default)s)")

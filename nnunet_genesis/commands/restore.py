@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_genesis.commands.parsing import add_command, left_out
+from nnunet_genesis.commands.parsing import add_checkpoint, add_command, left_out
 
 
 def add_restore(commands: Any) -> None:
@@ -19,7 +19,7 @@ def add_restore(commands: Any) -> None:
         "as a hint at anomalies. For research only.",
         "nnunet_genesis restore checkpoint_final.pth -i SCANS -o RESTORED",
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of nnUNetTrainerGenesisPretrain")
+    add_checkpoint(parser, "of nnUNetTrainerGenesisPretrain")
     parser.add_argument("-i", required=True, nargs="+", type=Path, metavar="IN", help="scans: files and folders, in "
                         "the formats and with the names that import takes")  # fmt: skip
     parser.add_argument("-o", required=True, type=Path, metavar="OUT", help="folder to write to")

@@ -41,8 +41,8 @@ def _add_plan(verbs: Any) -> None:
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="its plans (%(default)s)")
     parser.add_argument(
         "--arm", required=True, action="append", metavar="ARM",
-        help="scratch, NAME=scratch or NAME=CHECKPOINT, then ,setting=value for settings of its own, e.g. "
-        "warm=genesis.pth,learning_rate=0.001; the first arm is what the others are compared with",
+        help="scratch, NAME=scratch or NAME=CHECKPOINT (a file or an address), then ,setting=value for settings of its "
+        "own, e.g. warm=genesis.pth,learning_rate=0.001; the first arm is what the others are compared with",
     )  # fmt: skip
     parser.add_argument("--labels", required=True, nargs="+", type=int, metavar="N", help="numbers of labeled cases")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="repetitions, each with cases, "

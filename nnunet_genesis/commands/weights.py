@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nnunet_genesis.cli_settings import add_flags, given
 from nnunet_genesis.commands.leakage import leaks_in_words
-from nnunet_genesis.commands.parsing import add_command, left_out, share
+from nnunet_genesis.commands.parsing import add_checkpoint, add_command, left_out, share
 from nnunet_genesis.errors import GenesisError
 
 
@@ -19,19 +20,22 @@ def add_inspect(commands: Any) -> None:
         "inspect",
         _inspect,
         "Say what a checkpoint is: nnU-Net v2, nnU-Net v1 or nnssl (U-Net or Primus, their transformer), the 3D U-Net "
-        "of Models Genesis or SuPreM, or a state dict (.pth, .safetensors) of one of these networks. No code in the "
-        "file is run.",
+        "of Models Genesis (also of Keras) or SuPreM, or a state dict (.pth, .safetensors) of one of these networks. "
+        "No code in the file is run.",
         "nnunet_genesis inspect genesis_nnunet_luna16_006.model",
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="file to look at")
+    add_checkpoint(parser, "what to look at")
 
 
 def _inspect(chosen: argparse.Namespace) -> int:
     from nnunet_genesis.checkpoints.reading import read_pretrained
     from nnunet_genesis.files import sha256
+    from nnunet_genesis.hub.locating import located, origin
 
-    source = read_pretrained(chosen.checkpoint)
-    for label, text in (source.facts() | {"SHA-256": sha256(chosen.checkpoint)}).items():
+    path = located(chosen.checkpoint)
+    source = read_pretrained(path)
+    where = {} if (address := origin(path)) is None else {"source": address}
+    for label, text in (source.facts() | {"SHA-256": sha256(path)} | where).items():
         print(f"{label + ':':<15} {text}")
     for note in source.notes:
         print(f"{'note:':<15} {note}")
@@ -51,8 +55,8 @@ def add_transfer(commands: Any) -> None:
         "U-Net into a U-Net, of a Primus into a Primus (plan --network).",
         "nnunet_genesis transfer checkpoint_final.pth -d 4 -c 3d_fullres --epochs 200",
     )
-    parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="of nnU-Net v2 or v1, nnssl, "
-                        "Models Genesis, SuPreM, or a state dict (.pth, .safetensors); see inspect")  # fmt: skip
+    add_checkpoint(parser, "of nnU-Net v2 or v1, nnssl, Models Genesis, SuPreM, or a state dict (.pth, .safetensors), "
+                   "see inspect", nargs="?")  # fmt: skip
     parser.add_argument("--from-scratch", action="store_true", help="in place of a checkpoint: plans for a control arm "
                         "with the same trainer and settings but random weights")  # fmt: skip
     parser.add_argument("-d", required=True, metavar="ID", help="target dataset, id or name")
@@ -65,6 +69,11 @@ def add_transfer(commands: Any) -> None:
                         "share of the encoder's parameters comes from the checkpoint (%(default)s)")  # fmt: skip
     parser.add_argument("--resize-widths", action="store_true", help="stages of other widths take over the leading "
                         "channels; otherwise they start anew")  # fmt: skip
+    parser.add_argument("--axes", choices=("xyz", "zyx"), help="order of the axes of the volumes that the checkpoint "
+                        "was trained on; nnU-Net's is zyx, and kernels are reversed for xyz (default: by kind of file; "
+                        "see inspect)")  # fmt: skip
+    parser.add_argument("--new-heads", action="store_true", help="segmentation heads start anew, also where labels "
+                        "have a namesake in the checkpoint")  # fmt: skip
     parser.add_argument("--fold", type=int, metavar="K", help="stop if the checkpoint was pre-trained on validation "
                         "cases of this fold")  # fmt: skip
     parser.add_argument("--allow-leaks", action="store_true", help="with --fold: go on, and write it into the report")
@@ -72,6 +81,7 @@ def add_transfer(commands: Any) -> None:
 
 
 def _transfer(chosen: argparse.Namespace) -> int:
+    from nnunet_genesis.hub.locating import located
     from nnunet_genesis.nnunet_dataset import dataset_name
     from nnunet_genesis.settings import FineTuningSettings
     from nnunet_genesis.transfer.into_plans import transfer
@@ -83,10 +93,13 @@ def _transfer(chosen: argparse.Namespace) -> int:
     default = f"{chosen.p}_{'scratch' if chosen.from_scratch else 'genesis'}"
     new_plans = default if chosen.to is None else chosen.to
     dataset = dataset_name(chosen.d)
+    if chosen.checkpoint is not None:
+        chosen.checkpoint = located(chosen.checkpoint)
     found = None if chosen.fold is None or chosen.from_scratch else leaks_in_words(chosen, dataset)
     done = transfer(
         chosen.checkpoint, dataset, chosen.p, chosen.c, new_plans, given(chosen, FineTuningSettings),
-        chosen.min_coverage, chosen.resize_widths, found,
+        chosen.min_coverage, chosen.resize_widths, found, not chosen.new_heads,
+        chosen.axes,
     )  # fmt: skip
     if done.report is not None:
         print(done.report.table())
@@ -115,8 +128,8 @@ def add_export(commands: Any) -> None:
 def _export(chosen: argparse.Namespace) -> int:
     from nnunet_genesis.export import export
 
-    print("Both models predict on the CPU, to be compared: minutes for a large network.", flush=True)
-    done = export(chosen.folder, chosen.chk)
+    told = "Both models predict on the CPU, to be compared: minutes for a large network."
+    done = export(chosen.folder, chosen.chk, partial(print, told, flush=True))
     trainer, plans, configuration = done.folder.name.split("__")
     folds = [fold.removeprefix("fold_") for fold in done.folds]
     print(

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,9 @@ import SimpleITK as sitk
 from nnunet_genesis.errors import DatasetError
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+COLOURS = 3
+"""Channels that one file of a 2D image may hold."""
 COMPANIONS = (".raw", ".zraw", ".img", ".hdr")
 """Files that belong to another one; never scans of their own."""
 LABEL_FOLDERS = ("labelsTr", "labelsTs")
@@ -53,17 +56,18 @@ class Scan:
         return digest.hexdigest()[:16]
 
 
-def find_scans(sources: Sequence[Path], channels: int, skip: Path) -> list[Scan]:
+def find_scans(sources: Sequence[Path], channels: int, skip: Path, flat: bool = False) -> list[Scan]:
     """Search files and folders, subfolders included.
 
     Names that start with a dot are skipped, as are `labelsTr` and `labelsTs` folders. A file that is no image
-    by its ending stands for the DICOM series of its folder. A scan that is reachable from several sources is
-    taken once, named after the first.
+    by its ending stands for the DICOM series of its folder, or with `flat` for itself. A scan that is reachable from
+    several sources is taken once, named after the first.
 
     Args:
         sources: Files and folders.
         channels: Channels of a case. With more than one, `stem_0000`, `stem_0001`, … of a folder are a case.
         skip: Folder to leave out: the dataset that is being written.
+        flat: Search 2D images (pictures and DICOM files) in place of volumes.
 
     Raises:
         DatasetError: A source does not exist, or there is nothing to import.
@@ -74,12 +78,13 @@ def find_scans(sources: Sequence[Path], channels: int, skip: Path) -> list[Scan]
         raise DatasetError(f"No scans: {', '.join(missing)} does not exist. Check the path.")
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     found: dict[str, Scan] = {}
-    for scan in _scans_of(sources, channels, skip.resolve()):
+    for scan in _scans_of(sources, channels, skip.resolve(), _pictures if flat else _volumes):
         found.setdefault(scan.source, scan)
     if not found:
+        volumes = f"files ending in {', '.join(ENDINGS)} and for DICOM series. X-rays and other pictures: import --2d"
+        looked_for = f"2D images: files ending in {', '.join(PICTURES)} and DICOM files" if flat else volumes
         raise DatasetError(
-            f"No scans found in {', '.join(map(str, sources))}, subfolders included. "
-            f"Looked for files ending in {', '.join(ENDINGS)} and for DICOM series."
+            f"No scans found in {', '.join(map(str, sources))}, subfolders included. Looked for {looked_for}."
         )
     return [found[source] for source in sorted(found)]
 
@@ -101,7 +106,11 @@ def case_names(scans: Sequence[Scan], recorded: Mapping[str, str]) -> dict[str, 
     return {scan.source: names[scan.source] for scan in scans if not scan.flaw}
 
 
-def _scans_of(sources: Sequence[Path], channels: int, skip: Path) -> Iterator[Scan]:
+Search = Callable[[Path, Sequence[str], tuple[str, ...], int], Iterator[Scan]]
+"""A folder, names of files in it, its path from the source as parts, number of channels → scans."""
+
+
+def _scans_of(sources: Sequence[Path], channels: int, skip: Path, search: Search) -> Iterator[Scan]:
     given: dict[Path, list[str]] = defaultdict(list)
     for source in sources:
         if not source.is_dir():
@@ -111,16 +120,36 @@ def _scans_of(sources: Sequence[Path], channels: int, skip: Path) -> Iterator[Sc
             if isinstance(files, str):
                 yield Scan(str(folder), "", flaw=files)
                 continue
-            parts = folder.relative_to(source).parts
-            yield from _image_files(folder, files, parts, channels)
-            if any(_ending(file) not in ENDINGS + COMPANIONS for file in files):
-                yield from _dicom_series(folder, parts or (folder.name,), channels)
+            yield from search(folder, files, folder.relative_to(source).parts, channels)
     for folder, files in given.items():
         if folder.resolve().is_relative_to(skip):
             continue
-        yield from _image_files(folder, _with_siblings(folder, files, channels), (), channels)
-        if any(_ending(file) not in ENDINGS + COMPANIONS for file in files):
-            yield from _dicom_series(folder, (folder.name,), channels)
+        yield from search(folder, _with_siblings(folder, files, channels), (), channels)
+
+
+def _volumes(folder: Path, files: Sequence[str], parts: tuple[str, ...], channels: int) -> Iterator[Scan]:
+    yield from _image_files(folder, [name for name in files if _ending(name) in ENDINGS], parts, channels)
+    if any(_ending(name) not in ENDINGS + COMPANIONS for name in files):
+        yield from _dicom_series(folder, parts or (folder.name,), channels)
+
+
+def _pictures(folder: Path, files: Sequence[str], parts: tuple[str, ...], channels: int) -> Iterator[Scan]:
+    named = [name for name in files if _ending(name) in PICTURES]
+    yield from _image_files(folder, named, parts, channels, in_one=channels == COLOURS)
+    flaw = "" if channels == 1 else f"a DICOM image holds one channel, but {channels} were named"
+    for name in files:
+        if _ending(name) not in PICTURES + ENDINGS + COMPANIONS and _is_dicom(folder / name):
+            stem = name[:-4] if _ending(name) == ".dcm" else name
+            yield Scan(str(folder / name), _safe(*parts, stem), ((folder / name,),), flaw)
+
+
+def _is_dicom(file: Path) -> bool:
+    """Whether a file says that it is one, by its name or after its first 128 bytes."""
+    if _ending(file.name) == ".dcm":
+        return True
+    with suppress(OSError), file.open("rb") as stream:
+        return file.is_file() and stream.read(132)[128:] == b"DICM"
+    return False
 
 
 def _folders(source: Path, skip: Path) -> Iterator[tuple[Path, list[str] | str]]:
@@ -149,21 +178,22 @@ def _with_siblings(folder: Path, files: Sequence[str], channels: int) -> list[st
     return sorted(names)
 
 
-def _image_files(folder: Path, files: Sequence[str], parts: tuple[str, ...], channels: int) -> Iterator[Scan]:
-    """The scans among the image files of one folder, grouped by their channel numbers."""
+def _image_files(
+    folder: Path, files: Sequence[str], parts: tuple[str, ...], channels: int, in_one: bool = False
+) -> Iterator[Scan]:
+    """The scans in the image files of one folder, grouped by channel numbers; `in_one` file may be all channels."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for name in files:
-        if _ending(name) in ENDINGS:
-            stem, number = _split(name)
-            if number is None:
-                yield _single(folder / name, _safe(*parts, stem), channels)
-            else:
-                groups.setdefault(stem, []).append((number, name))
+        stem, number = _split(name)
+        if number is None:
+            yield _single(folder / name, _safe(*parts, stem), 1 if in_one else channels)
+        else:
+            groups.setdefault(stem, []).append((number, name))
     for stem, members in groups.items():
         paths = tuple((folder / name,) for _, name in sorted(members))
         group = Scan(str(folder / f"{stem}_*"), _safe(*parts, stem), paths)
         numbers = sorted(number for number, _ in members)
-        if channels > 1:
+        if channels > 1 and not (in_one and numbers == ["0000"]):
             yield replace(group, flaw=_channel_flaw(numbers, channels))
         elif numbers[0] == "0000" and len(set(numbers)) > 1:
             flaw = f"has {len(numbers)} channel files ({_short(numbers)}) but one channel was named: "
@@ -172,7 +202,7 @@ def _image_files(folder: Path, files: Sequence[str], parts: tuple[str, ...], cha
         else:
             for number, name in members:
                 kept = stem if number == "0000" else f"{stem}_{number}"
-                yield _single(folder / name, _safe(*parts, kept), channels)
+                yield _single(folder / name, _safe(*parts, kept), 1)
 
 
 def _single(file: Path, proposed: str, channels: int) -> Scan:

@@ -1,13 +1,14 @@
-"""Unlabeled scans (NIfTI, NRRD, MetaImage, DICOM) → a dataset in nnU-Net's raw format, without labels."""
+"""Unlabeled scans (NIfTI, NRRD, MetaImage, DICOM) or 2D images → a dataset in nnU-Net's raw format, without labels."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from tqdm import tqdm
 from nnunet_genesis.errors import DatasetError, GenesisError, printable
 from nnunet_genesis.files import read_json, written_atomically
 from nnunet_genesis.importing.find import Scan, case_names, find_scans
-from nnunet_genesis.importing.journal import Journal, Record, describe
+from nnunet_genesis.importing.journal import PLANES, VOLUMES, Journal, Layout, Record, describe
+from nnunet_genesis.importing.pictures import TakeOver, read_planes
 from nnunet_genesis.importing.read import Geometry, UnusableScanError, check_nifti, is_gzip, read_channels
 from nnunet_genesis.parallel import each_case
 
@@ -39,6 +41,10 @@ class ImportReport:
     rejected: dict[str, str]
 
 
+Write = Callable[[Path, TakeOver], None]
+"""Writes a channel into a file that it is given, by taking over a file where that will do."""
+
+
 @dataclass(frozen=True)
 class ImportJob:
     """One scan to import: small enough to send to a worker."""
@@ -48,6 +54,7 @@ class ImportJob:
     outputs: tuple[Path, ...]
     workshop: Path
     link: bool
+    flat: bool
 
 
 def import_scans(
@@ -57,16 +64,18 @@ def import_scans(
     name: str,
     channels: Sequence[str],
     *,
+    flat: bool = False,
     link: bool = False,
     processes: int = 1,
     progress: bool = True,
 ) -> ImportReport:
     """Make or extend the dataset `raw/DatasetXXX_Name` from scans without labels.
 
-    Gzipped NIfTI files are copied as they are; all other formats are converted, geometry kept. Files in
-    `imagesTr` are complete or not there; the same call continues where a killed run stopped. Finished cases
-    and rejected scans are not read again unless their source has changed. Scans that cannot be used are named
-    in the result and in `import_report.json`, and stop nothing.
+    Gzipped NIfTI files are copied as they are; all other formats are converted, geometry kept. 2D images become
+    grey PNG files, one for each channel or colour, without spacing; grey PNG files are copied. Files in `imagesTr` are
+    complete or not there; the same call continues where a killed run stopped. Finished cases and rejected scans are not
+    read again unless their source has changed. Scans that cannot be used are named in the result and in
+    `import_report.json`, and stop nothing.
 
     Args:
         sources: Files and folders, searched with their subfolders.
@@ -74,7 +83,8 @@ def import_scans(
         dataset_id: 1 to 999.
         name: Name of the dataset without number.
         channels: Channel names in the order of the files' numbers `_0000`, `_0001`, ….
-        link: Make symbolic links to gzipped NIfTI files instead of copies.
+        flat: Import 2D images (PNG, JPEG, TIFF, BMP, DICOM radiographs) in place of volumes.
+        link: Make symbolic links to the files that would be copied.
         processes: Number of worker processes; each holds one image in memory.
         progress: Show a progress bar.
 
@@ -82,9 +92,12 @@ def import_scans(
         DatasetError: Id, name or channels do not fit nnU-Net or the dataset that is there; nothing was found;
             or a file could not be written.
     """
-    folder = _checked_folder(raw, dataset_id, name, channels)
-    scans = find_scans(sources, len(channels), skip=folder)
-    journal = Journal.read(folder, channels)
+    layout = PLANES if flat else VOLUMES
+    folder = dataset_folder(raw, dataset_id, name)
+    _check_channels(channels)
+    _check_existing(folder, channels, layout)
+    scans = find_scans(sources, len(channels), skip=folder, flat=flat)
+    journal = Journal.read(folder, channels, layout)
     try:
         (folder / "imagesTr").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -120,35 +133,71 @@ def import_scan(job: ImportJob) -> None:
         UnusableScanError: The scan is rejected.
         DatasetError: The case could not be written.
     """
-    first: Geometry | None = None
     with ExitStack() as stack:
-        images = read_channels(job.scan.channels)
-        for image, files, output in zip(images, job.scan.channels, job.outputs, strict=True):
-            first = first or Geometry.of(image)
-            try:
-                temporary = stack.enter_context(written_atomically(output, job.workshop))
-                _write(image, first, files[0], temporary, job.link)
-            except (OSError, RuntimeError) as error:
-                why = printable(str(error).strip().rpartition("\n")[2], 200)
-                raise DatasetError(
-                    f"{output} could not be written ({why}). Make space or give access, then run the same "
-                    "command again: finished cases are kept."
-                ) from None
+        for write, output in zip(_planes(job) if job.flat else _volumes(job), job.outputs, strict=True):
+            with writing(output):
+                write(
+                    stack.enter_context(written_atomically(output, job.workshop)),
+                    _link if job.link else shutil.copyfile,
+                )
 
 
-def _write(image: sitk.Image, geometry: Geometry, file: Path, target: Path, link: bool) -> None:
-    """Link or copy a gzipped NIfTI file; convert all else.
+def _planes(job: ImportJob) -> Iterator[Write]:
+    """What writes each channel of a 2D image into a file."""
+    for plane in read_planes([file for (file,) in job.scan.channels], len(job.outputs)):
+        yield plane.write
+
+
+def _volumes(job: ImportJob) -> Iterator[Write]:
+    """What writes each channel of a volume into a file."""
+    first: Geometry | None = None
+    for image, files in zip(read_channels(job.scan.channels), job.scan.channels, strict=True):
+        first = first or Geometry.of(image)
+        yield partial(write_image, image, first, files[0])
+
+
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Say in one line that a file cannot be written, whatever SimpleITK or the system raises.
+
+    Raises:
+        DatasetError: The block has raised something; names `output` and the reason.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        why = printable(str(error).strip().rpartition("\n")[2], 200)
+        raise DatasetError(
+            f"{output} could not be written ({why}). Make space or give access, then run the same "
+            "command again: finished cases are kept."
+        ) from None
+
+
+def _link(file: Path, target: Path) -> None:
+    target.symlink_to(file)
+
+
+def write_image(image: sitk.Image, geometry: Geometry, file: Path, target: Path, take_over: TakeOver) -> None:
+    """Take over a gzipped NIfTI file as it is; convert all else.
 
     A channel whose spacing deviates a little from the first one's is converted too and gets its geometry:
     nnU-Net tolerates less than we do.
+
+    Args:
+        image: What `file` holds.
+        geometry: Of the first channel.
+        file: The file of a scan.
+        target: The file to write.
+        take_over: Copies or links `file` to `target`.
+
+    Raises:
+        UnusableScanError: NIfTI cannot hold the geometry.
+        OSError: `target` cannot be written.
     """
     target.unlink(missing_ok=True)
     same = np.allclose(geometry.spacing, image.GetSpacing())
     if same and file.name.lower().endswith(".nii.gz") and is_gzip(file):
-        if link:
-            target.symlink_to(file)
-        else:
-            shutil.copyfile(file, target)
+        take_over(file, target)
         return
     if not same:
         geometry.give_to(image)
@@ -164,35 +213,42 @@ def _write(image: sitk.Image, geometry: Geometry, file: Path, target: Path, link
         raise UnusableScanError(f"its {difference} cannot be kept in NIfTI format")
 
 
-def _checked_folder(raw: Path, dataset_id: int, name: str, channels: Sequence[str]) -> Path:
-    """The dataset folder, after a check that nnU-Net can take it and that what is there fits."""
+def dataset_folder(raw: Path, dataset_id: int, name: str) -> Path:
+    """The folder of a dataset, which need not exist.
+
+    Raises:
+        DatasetError: nnU-Net cannot take id or name, or another dataset has the id.
+    """
     if not 1 <= dataset_id <= 999:
         raise DatasetError(f"The dataset id must be a number from 1 to 999, not {dataset_id}.")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name, flags=re.ASCII):
         raise DatasetError(
             f'The dataset name "{printable(name, 80)}" may have letters, digits, "_" and "-" only. Change it.'
         )
-    if not channels or not all(channel.strip() and channel.isprintable() for channel in channels):
-        raise DatasetError("Name the channels of the scans, for example --channels CT or --channels T1,T2.")
-    if len({channel.casefold() for channel in channels}) < len(channels):
-        raise DatasetError(f"Channel names must differ from each other: {', '.join(channels)}. Rename one.")
     prefix = f"Dataset{dataset_id:03d}"
     folder = Path(os.path.abspath(raw)) / f"{prefix}_{name}"
     for other in sorted(folder.parent.glob(f"{prefix}*")):
         if other.is_dir() and other.name != folder.name:
             raise DatasetError(f"The id {dataset_id} is used by {other.name}. Choose another id, or that name.")
-    _check_existing(folder, channels)
     return folder
 
 
-def _check_existing(folder: Path, channels: Sequence[str]) -> None:
+def _check_channels(channels: Sequence[str]) -> None:
+    """Refuse names of channels that cannot be told apart."""
+    if not channels or not all(channel.strip() and channel.isprintable() for channel in channels):
+        raise DatasetError("Name the channels of the scans, for example --channels CT or --channels T1,T2.")
+    if len({channel.casefold() for channel in channels}) < len(channels):
+        raise DatasetError(f"Channel names must differ from each other: {', '.join(channels)}. Rename one.")
+
+
+def _check_existing(folder: Path, channels: Sequence[str], layout: Layout) -> None:
     """Refuse to add to a dataset with labels or with other channels."""
     if (folder / "labelsTr").exists():
         raise DatasetError(f"{folder} has labels (labelsTr). Import scans without labels under another id.")
     if not (folder / "dataset.json").exists():
         return
     found = read_json(folder / "dataset.json", "The dataset description", "Choose another id.")
-    ours = describe(folder, channels)
+    ours = describe(folder, channels, layout)
     for key in ("channel_names", "labels", "file_ending"):
         if found.get(key) != ours[key]:
             both = f"{printable(found.get(key), 80)} instead of {printable(ours[key], 80)}"
@@ -217,7 +273,7 @@ def _open_jobs(scans: Sequence[Scan], journal: Journal, link: bool) -> tuple[lis
             record.state = state
             already_there += 1
         else:
-            jobs.append(ImportJob(scan, state, outputs, journal.folder, link))
+            jobs.append(ImportJob(scan, state, outputs, journal.folder, link, journal.layout is PLANES))
     return jobs, already_there
 
 

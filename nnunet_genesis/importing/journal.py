@@ -13,6 +13,24 @@ from nnunet_genesis.errors import DatasetError
 from nnunet_genesis.files import read_json, write_json
 
 REPORT = "import_report.json"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the images of a dataset are.
+
+    Attributes:
+        ending: How their file names end.
+        reader: nnU-Net's class that reads them.
+    """
+
+    ending: str
+    reader: str
+
+
+VOLUMES = Layout(".nii.gz", "SimpleITKIO")
+PLANES = Layout(".png", "NaturalImage2DIO")
+"""2D images: a PNG file for each channel. nnU-Net's reader of it knows no spacing."""
 CASE = re.compile(r"([A-Za-z0-9-][A-Za-z0-9._-]*)?")
 """What case names look like; empty for scans that never got one."""
 REPORT_EVERY = 2.0
@@ -45,11 +63,12 @@ class Journal:
 
     folder: Path
     channels: Sequence[str]
+    layout: Layout
     records: dict[str, Record] = field(default_factory=dict)
     saved: float = 0.0
 
     @classmethod
-    def read(cls, folder: Path, channels: Sequence[str]) -> Journal:
+    def read(cls, folder: Path, channels: Sequence[str], layout: Layout) -> Journal:
         """The records of earlier runs, if there are any.
 
         Raises:
@@ -63,11 +82,11 @@ class Journal:
                 raise TypeError
         except (AttributeError, KeyError, TypeError):
             raise DatasetError(f"The import report {path} was changed and cannot be used. {advice}") from None
-        return cls(folder, channels, records)
+        return cls(folder, channels, layout, records)
 
     def case_files(self, case: str) -> list[Path]:
         """The files of a case in `imagesTr`, one per channel."""
-        return [self.folder / "imagesTr" / f"{case}_{n:04d}.nii.gz" for n in range(len(self.channels))]
+        return [self.folder / "imagesTr" / f"{case}_{n:04d}{self.layout.ending}" for n in range(len(self.channels))]
 
     def save(self) -> None:
         """Write the report and `dataset.json`; in the latter, what was added by hand is kept.
@@ -79,7 +98,7 @@ class Journal:
         imported = sum(bool(record.state) and not record.reason for record in self.records.values())
         sources = {source: asdict(record) for source, record in self.records.items()}
         report = {"imported": imported, "rejected": rejected, "sources": sources}
-        ours = describe(self.folder, self.channels)
+        ours = describe(self.folder, self.channels, self.layout)
         path = self.folder / "dataset.json"
         found = read_json(path, "The dataset description", "Delete it.") if path.exists() else {}
         try:
@@ -98,15 +117,15 @@ class Journal:
             self.save()
 
 
-def describe(folder: Path, channels: Sequence[str]) -> dict[str, Any]:
+def describe(folder: Path, channels: Sequence[str], layout: Layout) -> dict[str, Any]:
     """The content of `dataset.json`; cases are counted as nnU-Net finds them in `imagesTr`."""
-    files = (folder / "imagesTr").glob("*.nii.gz")
+    files = (folder / "imagesTr").glob(f"*{layout.ending}")
     return {
         "name": folder.name,
         "description": "Unlabeled scans, imported by nnunet-genesis for pre-training.",
         "channel_names": {str(number): channel for number, channel in enumerate(channels)},
         "labels": {"background": 0},
-        "numTraining": len({file.name[: -len("_0000.nii.gz")] for file in files}),
-        "file_ending": ".nii.gz",
-        "overwrite_image_reader_writer": "SimpleITKIO",
+        "numTraining": len({file.name[: -len(f"_0000{layout.ending}")] for file in files}),
+        "file_ending": layout.ending,
+        "overwrite_image_reader_writer": layout.reader,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import re
 import struct
 import zlib
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_genesis.errors import DatasetError
+from nnunet_genesis.errors import DatasetError, printable
 
 TOLERANCE = 1e-3
 """Largest difference of size, spacing (relative), origin (mm) and direction that counts as equal."""
@@ -23,7 +24,11 @@ UNEVEN = 0.1
 """Largest deviation of a distance between DICOM slices from their median distance, as a part of it."""
 NOT_SCANS = ("SEG", "RTDOSE", "RTSTRUCT", "SR", "PR", "KO")
 """DICOM modalities that hold no scan."""
+RADIOGRAPHS = ("CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA")
+"""DICOM modalities of X-ray images that are no stacks of slices."""
 NOT_FINITE = "holds voxels that are NaN or infinite"
+META_HEADER = 1 << 16
+"""Bytes in which the header of a MetaImage ends; those of LUNA16 have some hundreds."""
 NIFTI_HEADER = 348
 """Bytes of a NIfTI-1 header."""
 NIFTI_FLOATS = {16: "f4", 64: "f8"}
@@ -34,7 +39,7 @@ REASONS = {
     "spacing is not supported": "its voxel spacing is not positive",
     "unsupported image dimension": "has more than three dimensions",
     "trouble reading": "is damaged or incomplete",
-    "File cannot be read": "is damaged or incomplete, or its data file (.raw, .zraw) is missing",
+    "File cannot be read": "is damaged or incomplete, or its data file is cut short",
 }
 """Part of SimpleITK's message → what it means."""
 
@@ -74,22 +79,31 @@ class Geometry:
         return "" if np.allclose(self.direction, other.direction, rtol=0, atol=TOLERANCE) else "direction"
 
 
-def read_scan(files: Sequence[Path]) -> sitk.Image:
-    """Read one image file or the ordered slices of a DICOM series; check geometry and voxel values.
+def read_image(files: Sequence[Path]) -> sitk.Image:
+    """Read one image file or the ordered slices of a DICOM series; check geometry, not voxel values.
 
     Raises:
-        UnusableScanError: Damaged, not three-dimensional, more than one value per voxel, NaN, infinite or
-            constant values, spacing not positive, DICOM slices not evenly spaced.
+        UnusableScanError: Damaged, not three-dimensional, more than one value per voxel, NaN or infinite values in
+            NIfTI, spacing not positive, DICOM slices not evenly spaced.
     """
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
         if not all(file.stat().st_size for file in files):
             raise UnusableScanError("is empty (0 bytes)")
-        image = _read_slices(files) if len(files) > 1 else _read_file(files[0])
+        return _read_slices(files) if len(files) > 1 else _read_file(files[0])
     except OSError as error:
         raise UnusableScanError(f"cannot be opened ({error.strerror or error})") from None
     except RuntimeError as error:
-        raise UnusableScanError(_reason(str(error))) from None
+        raise UnusableScanError(in_words(str(error))) from None
+
+
+def read_scan(files: Sequence[Path]) -> sitk.Image:
+    """Read one image file or the ordered slices of a DICOM series; check geometry and voxel values.
+
+    Raises:
+        UnusableScanError: What `read_image` refuses; NaN, infinite or constant values.
+    """
+    image = read_image(files)
     values = sitk.GetArrayViewFromImage(image)
     low, high = float(values.min()), float(values.max())
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -215,10 +229,17 @@ def _read_slices(files: Sequence[Path]) -> sitk.Image:
     return image
 
 
+def modality_of(reader: sitk.ImageFileReader) -> str:
+    """The DICOM modality that a reader with image information tells, or nothing."""
+    return printable(reader.GetMetaData("0008|0060"), 16) if reader.HasMetaDataKey("0008|0060") else ""
+
+
 def _check_modality(reader: sitk.ImageFileReader) -> None:
-    modality = reader.GetMetaData("0008|0060").strip() if reader.HasMetaDataKey("0008|0060") else ""
+    modality = modality_of(reader)
     if modality in NOT_SCANS:
         raise UnusableScanError(f"is no scan (DICOM modality {modality})")
+    if modality in RADIOGRAPHS:
+        raise UnusableScanError(f"is a radiograph, not a volume (DICOM modality {modality}): import X-rays with --2d")
 
 
 def _check_shape(image: sitk.Image) -> None:
@@ -237,14 +258,27 @@ def _check_shape(image: sitk.Image) -> None:
 
 
 def _check_meta_header(file: Path) -> None:
-    """Refuse spacings that SimpleITK would silently make positive."""
+    """Refuse spacings that SimpleITK would silently make positive, and data files that are missing or lie elsewhere."""
     with file.open("rb") as stream:
-        found = re.search(rb"^ElementSpacing\s*=\s*(.+?)\s*$", stream.read(4096), flags=re.MULTILINE)
-    if found and any(step.startswith(b"-") for step in found[1].split()):
-        raise UnusableScanError(f"its voxel spacing is not positive: {found[1].decode(errors='replace')}")
+        header = stream.read(META_HEADER)
+    spacing, data = (re.search(rb"^[ \t]*%b[ \t]*[=:][ \t]*(\S.*?)[ \t]*\r?$" % key, header, flags=re.MULTILINE)
+                     for key in (b"ElementSpacing", b"ElementDataFile"))  # fmt: skip
+    if spacing and any(step.startswith(b"-") for step in spacing[1].split()):
+        raise UnusableScanError(f"its voxel spacing is not positive: {printable(spacing[1].decode(errors='replace'))}")
+    if not data:
+        raise UnusableScanError("its header names no data file (ElementDataFile)")
+    name = os.fsdecode(data[1])
+    if name.upper() == "LOCAL":  # in the same file
+        return
+    if Path(name).name != name or "\\" in name or "\0" in name:
+        raise UnusableScanError(
+            f"its data file {printable(name, 60)} lies outside its folder: move it beside the header"
+        )
+    if not (file.parent / name).is_file():
+        raise UnusableScanError(f"its data file {printable(name, 60)} is missing")
 
 
-def _reason(message: str) -> str:
+def in_words(message: str) -> str:
     """SimpleITK's exception of many lines → one short line without paths and addresses."""
     for part, reason in REASONS.items():
         if part in message:

@@ -117,12 +117,6 @@ def target_network(
     return network, channels
 
 
-def encoder_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """Parameters of stem and encoder; in a Primus those of the projection to tokens and of the transformer."""
-    parts = (network.down_projection, network.eva) if is_primus(network) else (network.encoder,)
-    return [parameter for part in parts for parameter in part.parameters()]  # type: ignore[union-attr]
-
-
 def is_head(name: str) -> bool:
     """Whether a tensor belongs to segmentation heads, those of a Primus included: they belong to a task."""
     return ".seg_layers." in name or name.startswith(HEAD)

@@ -18,7 +18,8 @@ def encoder_depths(network: nn.Module) -> list[list[nn.Parameter]]:
     Returns:
         The stem first, then one list for each stage, or block of a Primus, and last what is as near to the heads as the
         decoder: the norm behind a Primus' blocks, nothing in a U-Net. The stem of a Primus are projection and
-        positions; in a plain encoder the first stage has it, so that the first list is empty.
+        positions; in a plain encoder the first stage has it, so that the first list is empty. The lists one after the
+        other are in the order of `network.parameters()`, by which checkpoints keep the state of an optimiser.
     """
     stem: list[Any]
     if is_primus(network):

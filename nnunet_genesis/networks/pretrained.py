@@ -8,11 +8,16 @@ from typing import Any
 
 import torch
 
+from nnunet_genesis.errors import printable
 from nnunet_genesis.named_classes import names_primus
+from nnunet_genesis.networks.outputs import Outputs
 from nnunet_genesis.networks.wording import times
 
 UNNAMED = "unnamed channel "
 """Begins the stand-in for the name of a channel that a checkpoint does not name."""
+
+AXES_OF_NNUNET, AXES_REVERSED = "zyx", "xyz"
+"""Orders of the axes of volumes: as nnU-Net's readers give them, and as nibabel's do."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class PretrainedNetwork:
         notes: What had to be assumed or left out.
         turned: Whether a Primus numbers the tokens of a patch with its first two axes swapped.
         cases: Record of the images that it was trained on, as the file holds it; None if the file does not say.
+        outputs: What the rows of its segmentation heads stand for; None if unknown, or if it segments nothing.
+        axes: Order of the axes of the volumes that it was trained on; a 2D network has the order of the last two.
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -45,6 +52,8 @@ class PretrainedNetwork:
     notes: tuple[str, ...] = ()
     turned: bool = False
     cases: Any = None
+    outputs: Outputs | None = None
+    axes: str = AXES_OF_NNUNET
 
     @property
     def parameters(self) -> int:
@@ -66,6 +75,8 @@ class PretrainedNetwork:
             "architecture": _in_words(self.architecture),
             "parameters": f"{self.parameters:,}",
             "channels": f"{self.input_channels} ({channels})",
+            **({"outputs": str(self.outputs)} if self.outputs else {}),
+            "axes": ", ".join(self.axes),
             "normalisation": ", ".join(self.normalisation) if self.normalisation else "unknown",
             "patch size": times(self.patch_size) if self.patch_size else "unknown",
             "spacing": " x ".join(f"{value:g}" for value in self.spacing) + " mm" if self.spacing else "unknown",
@@ -83,7 +94,18 @@ def _in_words(architecture: Mapping[str, Any]) -> str:
             parts.append(f"{text} {' '.join(map(str, kwargs[key]))}")
     if "kernel_sizes" in kwargs:
         parts.append("kernels " + " ".join(map(times, kwargs["kernel_sizes"])))
-    return "; ".join([*parts, "strides " + " ".join(map(times, kwargs["strides"]))])
+    return "; ".join(
+        [*parts, "strides " + " ".join(map(times, kwargs["strides"])), *_operations_in_words(architecture)]
+    )
+
+
+def _operations_in_words(architecture: Mapping[str, Any]) -> list[str]:
+    """Normalisation and activation, e.g. InstanceNorm3d and LeakyReLU."""
+    if architecture["network_class_name"].endswith(".UNet3D"):  # has no other, so that its arguments do not name them
+        return ["norm BatchNorm3d", "activation ReLU"]
+    named = [architecture["arch_kwargs"].get(key) for key in ("norm_op", "nonlin")]
+    norm, activation = ("none" if name is None else printable(str(name).rpartition(".")[2], 40) for name in named)
+    return [f"norm {norm}", f"activation {activation}"]
 
 
 def _primus_in_words(name: str, kwargs: Mapping[str, Any]) -> str:

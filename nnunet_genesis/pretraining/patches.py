@@ -157,12 +157,12 @@ def fitted(recipe: Recipe, plans: Mapping[str, Any], configuration: str) -> Reci
 def _cells_of_tokens(recipe: Recipe, plans: Mapping[str, Any], configuration: str) -> tuple[int, ...]:
     """Edges of the cells that a Primus makes tokens of, which are those of the recipe."""
     manager = configuration_of(plans, configuration)
-    patch, otherwise = tuple(manager.patch_size), "Plan with the recipe masking, which shows zeros to any network."
+    patch, otherwise = tuple(manager.patch_size), "with the recipe masking, which shows zeros to any network."
     if len(patch) != 3 or not names_primus(manager.network_arch_class_name):
         name = printable(manager.network_arch_class_name.rpartition(".")[2], 80)
         raise SettingsError(
             f"A masked autoencoder (recipe mae) needs a Primus, which is 3D only; {configuration} has patches with "
-            f"{len(patch)} axes and a {name}, which cannot leave cells out. {otherwise}"
+            f"{len(patch)} axes and a {name}, which cannot leave cells out. Plan with --network, or {otherwise}"
         )
     arguments = manager.network_arch_init_kwargs
     cell = tuple(arguments["patch_embed_size"])
@@ -174,7 +174,7 @@ def _cells_of_tokens(recipe: Recipe, plans: Mapping[str, Any], configuration: st
     if recipe.fitted(cell).masking.cell_size != cell:
         raise SettingsError(
             f'"cell_size" is {recipe.masking.cell_size}, but the cells that the Primus of {configuration} makes tokens '
-            f"of have {cell} voxels. Set it to 0, which stands for them, or to these. {otherwise}"
+            f"of have {cell} voxels. Set it to 0, which stands for them, or to these. Or plan {otherwise}"
         )
     return cell
 

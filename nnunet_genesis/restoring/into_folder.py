@@ -11,9 +11,11 @@ import SimpleITK as sitk
 from tqdm import tqdm
 
 from nnunet_genesis.checkpoints.saving import versions
-from nnunet_genesis.errors import DatasetError, printable
+from nnunet_genesis.errors import CheckpointError, DatasetError, printable
 from nnunet_genesis.files import sha256, write_json, written_atomically
+from nnunet_genesis.hub.locating import located, origin
 from nnunet_genesis.importing.find import Scan, case_names, find_scans
+from nnunet_genesis.importing.journal import PLANES
 from nnunet_genesis.importing.read import Geometry, read_channels
 from nnunet_genesis.restoring.restorer import Restorer, Volume
 from nnunet_genesis.restoring.sheet import Row, row, write_sheet
@@ -49,7 +51,7 @@ class Case:
 
 
 def restore_scans(
-    checkpoint: Path,
+    checkpoint: str | Path,
     sources: Sequence[Path],
     folder: Path,
     *,
@@ -63,7 +65,7 @@ def restore_scans(
     the scan, and `CASE_difference.nii.gz`, both on the scan's grid; for all of them `restore.html` and `restore.json`.
 
     Args:
-        checkpoint: Of nnUNetTrainerGenesisPretrain.
+        checkpoint: Of nnUNetTrainerGenesisPretrain; a path or an address.
         sources: Files and folders, searched with their subfolders; formats and names as in an import.
         folder: Where to write; made if need be. Scans in it are not restored.
         device: cpu, cuda or mps.
@@ -76,7 +78,13 @@ def restore_scans(
         DatasetError: A source is missing or in the folder, no scan can be restored, or a file cannot be written.
     """
     _refuse_scans_in(folder, sources)
+    checkpoint = located(checkpoint)
     restorer = Restorer(checkpoint, device, hide)
+    if restorer.plans.plans["image_reader_writer"] == PLANES.reader:
+        raise CheckpointError(
+            f"{checkpoint} was trained on 2D images; restore reads and writes volumes only. See restoration_final.png "
+            "of the pre-training, or name a checkpoint of volumes."
+        )
     scans = find_scans(sources, len(restorer.channels), skip=folder)
     names = case_names(scans, {})
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,8 +111,9 @@ def _summarise(rows: list[Row], left_out: dict[str, str], checkpoint: Path, hide
     way = f"seen in {hide} parts, one at a time" if hide else "seen as a whole"
     write_sheet(rows, f"{len(rows)} scans, {way}; checkpoint {checkpoint.name}", folder / SHEET)
     scores = {one.case: {"mean": one.mean, "99th percentile": one.peak, "source": one.source} for one in rows}
-    facts = {"unit": "normalised intensities", "checkpoint": checkpoint.name, "sha256": sha256(checkpoint),
-             "hide": hide, "versions": versions(), "cases": scores, "left_out": left_out}  # fmt: skip
+    facts = {"unit": "normalised intensities", "checkpoint": origin(checkpoint) or checkpoint.name,
+             "sha256": sha256(checkpoint), "hide": hide, "versions": versions(), "cases": scores,
+             "left_out": left_out}  # fmt: skip
     write_json(facts, folder / SCORES)
 
 

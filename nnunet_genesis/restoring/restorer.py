@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nnunet_genesis.checkpoints.reading import network_weights, read_content
 from nnunet_genesis.errors import CheckpointError, DatasetError, GenesisError, printable, reason
+from nnunet_genesis.hub.locating import located
 from nnunet_genesis.networks.build import build_network
 from nnunet_genesis.nnunet_dataset import channel_names, refuse_cascade
 from nnunet_genesis.plans_checks import check_description
@@ -51,11 +52,11 @@ class Restored:
 class Restorer:
     """A network that was pre-trained by restoring, and how its plans prepare images for it."""
 
-    def __init__(self, checkpoint: Path, device: str = "cpu", hide: int = 0) -> None:
+    def __init__(self, checkpoint: str | Path, device: str = "cpu", hide: int = 0) -> None:
         """Read the checkpoint; no code in it is run.
 
         Args:
-            checkpoint: Of nnUNetTrainerGenesisPretrain.
+            checkpoint: Of nnUNetTrainerGenesisPretrain; a path or an address.
             device: cpu, cuda or mps.
             hide: 0: the network sees the image (Zhou et al., MedIA 2021, section 5.6). From 2 on: it restores the
                 image that many times and sees another part of its cells each time, one n-th; the rest is hidden as the
@@ -68,6 +69,7 @@ class Restorer:
         """
         if hide != 0 and not 2 <= hide <= 64:
             raise GenesisError(f"An image can be shown in 2 to 64 parts, or as a whole with 0, not in {hide}.")
+        checkpoint = located(checkpoint)
         content = read_content(checkpoint)
         plans, configuration, description = _plans_of(content, checkpoint)
         self.channels = channel_names(description)

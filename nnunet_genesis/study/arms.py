@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunet_genesis.errors import StudyError, printable
 from nnunet_genesis.files import read_json, write_json
+from nnunet_genesis.hub.locating import located, origin
 from nnunet_genesis.nnunet_dataset import read_dataset_json
 from nnunet_genesis.settings import FineTuningSettings
 from nnunet_genesis.study.design import Run, Study
@@ -22,10 +23,10 @@ FACTS = ("source", "source_sha256", "sha256", "coverage")
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """What a user asked for: a checkpoint, or None to start from random weights, and settings that differ."""
+    """What a user asked for: path or address of a checkpoint, or None for random weights, and settings that differ."""
 
     name: str
-    checkpoint: Path | None
+    checkpoint: str | Path | None
     settings: dict[str, Any]
 
 
@@ -42,7 +43,7 @@ def parse_arm(text: str) -> Arm:
             f"--arm {printable(text, 120)}: write scratch, NAME=scratch or NAME=CHECKPOINT, then ,setting=value where "
             "the arm has settings of its own."
         )
-    checkpoint = None if source in ("", SCRATCH) else Path(source)
+    checkpoint = None if source in ("", SCRATCH) else source
     return Arm(name, checkpoint, dict(_setting(part, text) for part in rest))
 
 
@@ -71,14 +72,16 @@ def prepare_arm(
     """
     arms = folder / FOLDER
     arms.mkdir(parents=True, exist_ok=True)
-    settings = scheduled(common | arm.settings, plans, configuration)
+    settings, named = scheduled(common | arm.settings, plans, configuration), None
     if arm.checkpoint is not None:
         weights = arms / f"{arm.name}.pth"
-        settings, _ = start_from(arm.checkpoint, plans, configuration, read_dataset_json(dataset), settings, weights)
+        path = located(arm.checkpoint)
+        named = origin(path) or str(path)
+        settings, _ = start_from(path, plans, configuration, read_dataset_json(dataset), settings, weights)
     block = {"fine_tuning": {configuration: settings.block()}}
     write_json({**plans, "plans_name": arm.name, "genesis": block}, arms / f"{arm.name}.json")
     facts = {name: getattr(settings, name) for name in FACTS}
-    return {"checkpoint": arm.checkpoint and str(arm.checkpoint), "settings": arm.settings} | facts
+    return {"checkpoint": named, "settings": arm.settings} | facts
 
 
 def plans_of(study: Study, run: Run, folder: Path) -> dict[str, Any]:

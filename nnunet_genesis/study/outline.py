@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nnunet_genesis.checkpoints.saving import versions
 from nnunet_genesis.errors import StudyError, printable
 from nnunet_genesis.folds import preprocessed_cases
+from nnunet_genesis.hub.locating import located
 from nnunet_genesis.leaks.search import leaks, unknown
 from nnunet_genesis.nnunet_dataset import read_plans, refuse_cascade
 from nnunet_genesis.preflight import volumes_folder
@@ -42,7 +43,7 @@ def plan_study(wish: Wish, folder: Path) -> Study:
     Raises:
         StudyError: The folder holds a study, cases are unknown or too few, or arms have no proper names.
         DatasetError: The dataset is not planned or preprocessed.
-        CheckpointError, TransferError: A checkpoint cannot be read, or does not fit.
+        CheckpointError, HubError, TransferError: A checkpoint cannot be read or fetched, or does not fit.
     """
     if (folder / FILE).exists():
         raise StudyError(f"{folder / FILE} exists. Run it, or plan the new study in another folder.")
@@ -51,17 +52,19 @@ def plan_study(wish: Wish, folder: Path) -> Study:
     cases = preprocessed_cases(plans, wish.configuration)
     test = choose_test(cases, wish.test) if isinstance(wish.test, float) else sorted(_known(wish.test, cases, "--test"))
     pool = [case for case in _known(wish.pool, cases, "--pool") or cases if case not in test]
-    names = [arm.name for arm in wish.arms]
+    # once, so that the leaks are those of the weights
+    arms = [arm if arm.checkpoint is None else replace(arm, checkpoint=located(arm.checkpoint)) for arm in wish.arms]
+    names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
         raise StudyError(f"Two arms have the same name: {', '.join(map(printable, names))}.")
-    found = {arm.name: words for arm in wish.arms if (words := _leaks(arm, wish, plans, test))}
+    found = {arm.name: words for arm in arms if (words := _leaks(arm, wish, plans, test))}
     seeds, labels = list(range(wish.seeds)), sorted(set(wish.labels))
     study = Study(
         wish.dataset, wish.plans, wish.configuration, {name: {} for name in names}, labels, seeds, test,
         nested_subsets(pool, labels[-1], seeds), dict(wish.fine_tuning), wish.validation_iterations, wish.mirroring,
         wish.tolerance_mm, found, versions(),
     )  # fmt: skip
-    for arm in wish.arms:
+    for arm in arms:
         facts = prepare_arm(arm, folder, wish.dataset, plans, wish.configuration, dict(wish.fine_tuning))
         study.arms[arm.name].update(facts)
     write_study(study, folder)
@@ -76,9 +79,10 @@ def _leaks(arm: Arm, wish: Wish, plans: dict[str, Any], test: Sequence[str]) -> 
     """
     if arm.checkpoint is None:
         return []
-    hits = leaks(arm.checkpoint, volumes_folder(plans, wish.configuration), test)
+    checkpoint = located(arm.checkpoint)
+    hits = leaks(checkpoint, volumes_folder(plans, wish.configuration), test)
     if hits is None:
-        return [unknown(arm.checkpoint)]
+        return [unknown(checkpoint)]
     if hits and not wish.allow_leaks:
         raise StudyError(
             f'The arm "{printable(arm.name, 40)}" was pre-trained on {len(hits)} of {len(test)} test cases: '

@@ -13,8 +13,10 @@ from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.checkpoints.saving import versions
 from nnunet_genesis.errors import TransferError
 from nnunet_genesis.files import read_json, sha256, write_json, written_atomically
+from nnunet_genesis.hub.locating import located, origin, source_of
 from nnunet_genesis.named_classes import names_primus
 from nnunet_genesis.networks.build import target_network
+from nnunet_genesis.networks.outputs import KEPT_ROWS, outputs_of
 from nnunet_genesis.networks.pretrained import PretrainedNetwork
 from nnunet_genesis.nnunet_dataset import (
     check_configuration,
@@ -24,6 +26,7 @@ from nnunet_genesis.nnunet_dataset import (
     read_plans,
 )
 from nnunet_genesis.settings import OF_TRANSFORMERS, FineTuningSettings
+from nnunet_genesis.transfer.axes import to_zyx
 from nnunet_genesis.transfer.comparison import largest_difference
 from nnunet_genesis.transfer.matching import match
 from nnunet_genesis.transfer.report import TransferReport
@@ -48,16 +51,10 @@ class Transferred:
 
 
 def transfer(
-    checkpoint: Path | None,
-    dataset: str,
-    plans_name: str,
-    configuration: str,
-    new_plans_name: str,
-    schedule: dict[str, Any],
-    min_coverage: float = MIN_COVERAGE,
-    resize_widths: bool = False,
-    leaks: list[str] | None = None,
-) -> Transferred:
+    checkpoint: str | Path | None, dataset: str, plans_name: str, configuration: str, new_plans_name: str,
+    schedule: dict[str, Any], min_coverage: float = MIN_COVERAGE, resize_widths: bool = False,
+    leaks: list[str] | None = None, keep_labels: bool = True, axes: str | None = None,
+) -> Transferred:  # fmt: skip
     """Carry a checkpoint's weights into the network that a dataset's plans describe.
 
     Writes `<new plans>_<configuration>.pth` and `<new plans>.json` into the dataset's preprocessed folder, and an entry
@@ -65,8 +62,8 @@ def transfer(
     same preprocessed data. The weights file also serves stock `nnUNetv2_train -pretrained_weights`.
 
     Args:
-        checkpoint: Of any kind that `read_pretrained` knows; None writes plans that train from scratch with the same
-            settings.
+        checkpoint: Path or address of any kind that `read_pretrained` knows; None writes plans that train from scratch
+            with the same settings.
         dataset: Name of the target dataset.
         plans_name: Its plans.
         configuration: Configuration whose network receives the weights.
@@ -75,9 +72,11 @@ def transfer(
         min_coverage: Smallest share of the encoder's parameters that comes from the checkpoint, 0 to 1.
         resize_widths: Whether stages of other widths take over the leading channels.
         leaks: What was found of cases that the checkpoint was pre-trained on, for the report; None if nobody looked.
+        keep_labels: Whether rows of the segmentation heads are carried where labels have the same name.
+        axes: Order of the axes of the checkpoint's volumes, "xyz" or "zyx"; None for what is known of its kind.
 
     Raises:
-        CheckpointError: The checkpoint cannot be read.
+        CheckpointError, HubError: The checkpoint cannot be read, or fetched.
         TransferError: The network of the target cannot be built, is of another kind, or takes over too little.
         DatasetError: Dataset, plans or configuration are missing, the new name cannot be one, or it is of other plans.
         SettingsError: A value of the schedule is out of range.
@@ -91,8 +90,8 @@ def transfer(
     if checkpoint is not None:
         weights = path.with_name(f"{path.stem}_{configuration}.pth")
         settings, report = start_from(
-            checkpoint, plans, configuration, read_dataset_json(dataset), settings, weights, min_coverage,
-            resize_widths, leaks,
+            located(checkpoint), plans, configuration, read_dataset_json(dataset), settings, weights, min_coverage,
+            resize_widths, leaks, keep_labels, axes,
         )  # fmt: skip
     blocks = _other_configurations(path, plans) | {configuration: settings.block()}
     write_json({**plans, "plans_name": new_plans_name, "genesis": {"fine_tuning": blocks}}, path)
@@ -121,6 +120,8 @@ def start_from(
     min_coverage: float = MIN_COVERAGE,
     resize_widths: bool = False,
     leaks: list[str] | None = None,
+    keep_labels: bool = True,
+    axes: str | None = None,
 ) -> tuple[FineTuningSettings, TransferReport]:
     """Write a checkpoint's weights, in the shapes of the plans' network, into the file `weights`, its report beside it.
 
@@ -131,23 +132,23 @@ def start_from(
         CheckpointError, TransferError, DatasetError: As `transfer`.
     """
     network, channels = target_network(plans, configuration, dataset_json)
-    source = read_pretrained(checkpoint)
-    report = _fill(network, channels, source, min_coverage, resize_widths)
+    source = to_zyx(read_pretrained(checkpoint), axes)
+    outputs = outputs_of(dataset_json) if keep_labels else None
+    report = match(source, network, channels, resize_widths, outputs)
+    _fill(network, channels, source, report, min_coverage)
     settings = _write(network, report, checkpoint, settings, weights, source.cases)
     _write_report(report, settings, weights, {} if leaks is None else {"leaks": leaks})
     return settings, report
 
 
 def _fill(
-    network: nn.Module, channels: list[str], source: PretrainedNetwork, min_coverage: float, resize_widths: bool
-) -> TransferReport:
+    network: nn.Module, channels: list[str], source: PretrainedNetwork, report: TransferReport, min_coverage: float
+) -> None:
     """Write a checkpoint's weights into a network, and run both where no rule says that they differ."""
-    report = match(source, network, channels, resize_widths)
     report.refuse_low_coverage(min_coverage)
     report.apply(network)
     if not report.limits:
         report.difference = largest_difference(source, network, channels)
-    return report
 
 
 def _write(
@@ -155,7 +156,13 @@ def _write(
 ) -> FineTuningSettings:
     """Write weights, with the record of the cases behind them; the settings with what identifies both files."""
     states = {record.name: {"state": record.state.value, "reason": record.reason} for record in report.records}
-    facts = {"source": checkpoint.name, "coverage": report.coverage, "tensors": states, "versions": versions()}
+    facts = {
+        "source": origin(checkpoint) or checkpoint.name,
+        "coverage": report.coverage,
+        "tensors": states,
+        "versions": versions(),
+        KEPT_ROWS: report.kept_rows,
+    }
     if cases is not None:
         facts["cases"] = cases  # so that leaks are found in the file of weights too
     with written_atomically(path) as temporary:
@@ -164,7 +171,7 @@ def _write(
         settings,
         weights=path.name,
         sha256=sha256(path),
-        source=checkpoint.name if checkpoint.parent == Path() else "/".join(checkpoint.parts[-3:]),
+        source=source_of(checkpoint),
         source_sha256=sha256(checkpoint),
         coverage=round(report.coverage, 6),
     )

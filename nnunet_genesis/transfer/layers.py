@@ -21,7 +21,7 @@ from nnunet_genesis.transfer.records import Cause, Reason, State, TensorRecord
 
 def start_anew(target: Layer, initial: Mapping[str, torch.Tensor], reason: Reason) -> list[TensorRecord]:
     """Every tensor stays as the target was initialised."""
-    return [_record(target, role, initial, State.INITIALISED, (reason,)) for role in target.tensors]
+    return [record_of(target, role, initial, State.INITIALISED, (reason,)) for role in target.tensors]
 
 
 def start_anew_limited(
@@ -46,7 +46,7 @@ def start_as_identity(target: Layer, initial: Mapping[str, torch.Tensor], reason
     records = []
     for role in target.tensors:
         reasons = (reason, Reason(cause)) if role in values else (reason,)
-        records.append(_record(target, role, initial, State.INITIALISED, reasons, values.get(role)))
+        records.append(record_of(target, role, initial, State.INITIALISED, reasons, values.get(role)))
     return records
 
 
@@ -72,10 +72,10 @@ def transfer_layer(
     resized = source.width != target.width or (target.place.side != STEM and source.inputs != target.inputs)
     share = min(source.width, target.width) / target.width
     if resized and not other_widths:
-        reasons = (_widths_changed(source, target),)
+        reasons = (widths_changed(source, target),)
         shares = {"bias": 1.0, **dict.fromkeys(tensors, share)}  # a bias that is not there is zero
         anew = [
-            _record(target, role, initial, State.INITIALISED, reasons, resizable=shares.get(role, 0.0))
+            record_of(target, role, initial, State.INITIALISED, reasons, resizable=shares.get(role, 0.0))
             for role in target.tensors
         ]
         return anew, ["starts anew where channels differ, as other widths were not asked for"]
@@ -86,7 +86,7 @@ def transfer_layer(
         return start_anew_limited(target, initial, Reason(Cause.NO_CENTRE, (times(kernel), times(target.kernel))))
     state = State.COPIED if weight is tensors["weight"] else State.ADAPTED
     moved = bias_in_norm(tensors, target)
-    records = {"weight": _record(target, "weight", initial, state, steps, weight, share)}
+    records = {"weight": record_of(target, "weight", initial, state, steps, weight, share)}
     for role in [role for role in target.tensors if role != "weight"]:
         records[role] = _transfer_vector(target, role, tensors, moved, initial, share)
         if records[role].value is None:
@@ -110,11 +110,11 @@ def bias_in_norm(tensors: Mapping[str, torch.Tensor], target: Layer) -> dict[str
     return {mean: tensors[mean] - tensors["bias"]}
 
 
-def _record(
+def record_of(
     target: Layer, role: str, initial: Mapping[str, torch.Tensor], state: State, reasons: tuple[Reason, ...],
     value: torch.Tensor | None = None, share: float = 0.0, resizable: float = 0.0,
 ) -> TensorRecord:  # fmt: skip
-    """The record of a layer's tensor; shares of its parameters become numbers."""
+    """The record of a layer's tensor; shares of its parameters, 0 to 1, become numbers."""
     count = initial[role].numel()
     numbers = {"taken": round(count * share), "resizable": round(count * resizable)}
     return TensorRecord(target.tensors[role], target.part, count, state, reasons, value, **numbers)
@@ -141,7 +141,7 @@ def _transfer_weight(
     inputs = target.inputs if stem else source.inputs
     if value.shape[:2] != start.shape[:2] or inputs != target.inputs:
         value = resize_widths(value, start, inputs, target.inputs)
-        steps.append(_widths_changed(source, target))
+        steps.append(widths_changed(source, target))
         if source.width > target.width or any(a > b for a, b in zip(inputs, target.inputs, strict=True)):
             limits.append("narrower: the leading filters without the inputs that are gone, which is another function")
     unchanged = not steps
@@ -160,16 +160,16 @@ def _transfer_vector(
     start = initial[role]
     if role in moved:
         value, reasons = resize_vector(moved[role], start), (Reason(Cause.BIAS_MOVED),)
-        return _record(target, role, initial, State.ADAPTED, reasons, value, share)
+        return record_of(target, role, initial, State.ADAPTED, reasons, value, share)
     if role not in tensors and role == "bias":
-        return _record(target, role, initial, State.ADAPTED, (Reason(Cause.NO_BIAS),), torch.zeros_like(start), 1.0)
+        return record_of(target, role, initial, State.ADAPTED, (Reason(Cause.NO_BIAS),), torch.zeros_like(start), 1.0)
     if role not in tensors:
-        return _record(target, role, initial, State.INITIALISED, (Reason(Cause.NO_TENSOR),))
+        return record_of(target, role, initial, State.INITIALISED, (Reason(Cause.NO_TENSOR),))
     vector = tensors[role]
     if vector.shape == start.shape:
-        return _record(target, role, initial, State.COPIED, (), vector, 1.0)
+        return record_of(target, role, initial, State.COPIED, (), vector, 1.0)
     reasons = (Reason(Cause.WIDTH, (len(vector), len(start))),)
-    return _record(target, role, initial, State.ADAPTED, reasons, resize_vector(vector, start), share)
+    return record_of(target, role, initial, State.ADAPTED, reasons, resize_vector(vector, start), share)
 
 
 def _kernel_limits(source: tuple[int, ...], target: tuple[int, ...]) -> list[str]:
@@ -192,6 +192,7 @@ def _three_axes(weight: torch.Tensor) -> torch.Tensor:
     return weight.unsqueeze(2) if weight.ndim == 4 else weight
 
 
-def _widths_changed(source: Layer, target: Layer) -> Reason:
+def widths_changed(source: Layer, target: Layer) -> Reason:
+    """What a layer reads and gives out in both networks."""
     texts = [f"({'+'.join(map(str, layer.inputs))} in, {layer.width} out)" for layer in (source, target)]
     return Reason(Cause.CHANNELS, tuple(texts))

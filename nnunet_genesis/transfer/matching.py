@@ -11,9 +11,11 @@ from nnunet_genesis.errors import TransferError
 from nnunet_genesis.named_classes import is_primus
 from nnunet_genesis.networks.build import skeleton
 from nnunet_genesis.networks.layout import HEADS, STEM, Layer, Layout, Place, describe
+from nnunet_genesis.networks.outputs import Outputs
 from nnunet_genesis.networks.pretrained import PretrainedNetwork
 from nnunet_genesis.transfer.channels import channel_limit, channel_mixture, channel_remark
 from nnunet_genesis.transfer.differences import differences, refuse_other_family, resampled
+from nnunet_genesis.transfer.heads import HeadRows, head_rows, keep_rows
 from nnunet_genesis.transfer.kernels import single_precision
 from nnunet_genesis.transfer.layers import (
     bias_in_norm,
@@ -28,34 +30,43 @@ from nnunet_genesis.transfer.report import TransferReport
 
 
 def match(
-    source: PretrainedNetwork, network: nn.Module, channels: Sequence[str], resize_widths: bool = False
+    source: PretrainedNetwork,
+    network: nn.Module,
+    channels: Sequence[str],
+    resize_widths: bool = False,
+    outputs: Outputs | None = None,
 ) -> TransferReport:
     """Find out what each tensor of a network receives from a source.
 
     Both are described as stem, stages, blocks and convolutions; encoder stages are counterparts by index from the
-    finest, decoder stages and up-samplings by the encoder stage that they return to, blocks by position. Segmentation
-    heads stay at initialisation: they belong to the source's task.
+    finest, decoder stages and up-samplings by the encoder stage that they return to, blocks by position. Rows of
+    segmentation heads are counterparts by the names of their labels, the others stay at initialisation.
 
     Args:
         source: Weights, architecture, channel names; not changed.
         network: The target, freshly initialised; not changed.
         channels: Names of its input channels.
         resize_widths: Whether stages of other widths take the leading channels; otherwise they stay initialised.
+        outputs: What the target's outputs stand for; None for heads that start anew.
 
     Raises:
         TransferError: The networks are of different families, or the source contradicts itself.
     """
     built = skeleton(source.architecture, source.input_channels)
+    heads = head_rows(source.outputs, outputs)
     if is_primus(built) and is_primus(network):
-        return match_primus(source, built, network, channels)
+        report = match_primus(source, built, network, channels)
+        report.remarks += ["heads start anew, also for labels that remain: it is a Primus"] if heads.rows else []
+        return report
     if is_primus(built) or is_primus(network):
         refuse_other_family(type(built).__name__, type(network).__name__)
-    return _match_unets(source, built, network, channels, resize_widths)
+    return _match_unets(source, built, network, channels, resize_widths, heads)
 
 
 def _match_unets(
-    source: PretrainedNetwork, built: nn.Module, network: nn.Module, channels: Sequence[str], resize_widths: bool
-) -> TransferReport:
+    source: PretrainedNetwork, built: nn.Module, network: nn.Module, channels: Sequence[str], resize_widths: bool,
+    heads: HeadRows,
+) -> TransferReport:  # fmt: skip
     """As `match`; `built` is the source's network without its weights."""
     source_layout, target_layout = describe(built), describe(network)
     refuse_other_family(source_layout.family, target_layout.family)
@@ -67,12 +78,18 @@ def _match_unets(
     mixture = channel_mixture(source.channel_labels, channels)
     report = TransferReport(remarks=[*source.notes, *resampled(source_layout, target_layout)])
     report.remarks += channel_remark(source, channels, mixture.rule)
+    report.remarks += [heads.remark] if heads.remark else []
+    report.labels, report.head_rows = dict(heads.names), list(heads.rows)
     for text, part in differences(source_layout, target_layout):
         report.add_limit(text, part)
     report.add_limit(channel_limit(mixture.matrix, source.channel_labels), STEM)
     initial = network.state_dict()
     for place, layer in target_layout.layers.items():
         start = {role: initial[name] for role, name in layer.tensors.items()}
+        if place.side == "head":
+            own = tensors.get(place, {})
+            report.records += keep_rows(layers.get(place), layer, own, start, heads.rows, resize_widths)
+            continue
         reason = _without_counterpart(place, source_layout)
         if reason is None:
             records, limits = transfer_layer(
@@ -116,8 +133,6 @@ def _tensors(layer: Layer, axes: int, weights: Mapping[str, torch.Tensor]) -> di
 
 def _without_counterpart(place: Place, source: Layout) -> Reason | None:
     """Why a layer of the target has no counterpart; None if it has one."""
-    if place.side == "head":
-        return Reason(Cause.HEAD)
     if place in source.layers:
         return None
     blocks = source.blocks(place.side, place.level)

@@ -21,6 +21,7 @@ class Cause(Enum):
     """How a tensor was adapted, or why it stays as initialised: the wording, with a {} for each detail."""
 
     HEAD = "heads belong to the task"
+    LABELS = "{} of {} rows by names of labels"
     NO_STAGE = "the checkpoint has {} stages"
     NO_BLOCK = "the checkpoint has fewer blocks in this stage"
     NO_CONVOLUTION = "no such convolution in the checkpoint's block"

@@ -28,6 +28,8 @@ class TransferReport:
         limits: What is not as in the source → the parts where.
         remarks: What was assumed about the source, stages aligned at another resolution, how channels were matched.
         difference: Largest relative difference between what stages of both networks give out; None if not compared.
+        labels: "kept", "new" and "dropped" → names of labels; empty if heads were not matched by name.
+        head_rows: Rows of the target's heads whose labels were kept.
     """
 
     records: list[TensorRecord] = field(default_factory=list)
@@ -36,6 +38,8 @@ class TransferReport:
     limits: dict[str, list[str]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     difference: float | None = None
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    head_rows: list[int] = field(default_factory=list)
 
     def add_limit(self, text: str, part: str) -> None:
         """Enter what is not as in the source in a part; "" is nothing."""
@@ -46,6 +50,12 @@ class TransferReport:
     def parts(self) -> list[str]:
         """Stem, encoder stages, decoder stages, heads: in the order of the network."""
         return list(dict.fromkeys(record.part for record in self.records))
+
+    @property
+    def kept_rows(self) -> dict[str, list[int]]:
+        """Tensor of a segmentation head → its rows that come from the source."""
+        heads = [record for record in self.records if record.part == HEADS and record.value is not None]
+        return {record.name: list(self.head_rows) for record in heads}
 
     def share(self, part: str, state: State) -> float:
         """Share of a part's parameters in a state, 0 to 1."""
@@ -122,6 +132,7 @@ class TransferReport:
             "remarks": self.remarks,
             "encoder_coverage": round(self.encoder_coverage, 6),
             "coverage": round(self.coverage, 6),
+            "labels": self.labels,
             "parts": parts,
             "source_parameters": self.source_parameters,
             "unused": self.unused,

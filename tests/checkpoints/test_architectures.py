@@ -33,7 +33,7 @@ def test_a_tensor_of_another_rank_is_an_error_that_says_so(kind, shape):
                 detect({**weights, name: torch.zeros(shape)})
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data(), name=st.sampled_from([PLAIN, RESIDUAL]), dimensions=st.sampled_from([2, 3]),
        stages=st.integers(2, 4), bias=st.booleans(), norm=st.sampled_from(["instancenorm.InstanceNorm", "batchnorm.BatchNorm", None]))  # fmt: skip
 def test_the_architecture_is_read_off_the_tensors(data, name, dimensions, stages, bias, norm):

@@ -53,7 +53,6 @@ FILES = {
     "is an image (NRRD)": lambda: b"NRRD0005\n# Complete NRRD\ntype: float\n",
     "is an image (MetaImage)": lambda: b"ObjectType = Image\nNDims = 3\n",
     "is an image (DICOM)": lambda: bytes(128) + b"DICM" + bytes(300),
-    "is an HDF5 file (Keras); Models Genesis is published as Genesis_Chest_CT.pt too": lambda: b"\x89HDF\r\n\x1a\n",
     "is a model of Keras": lambda: archive("metadata.json", "config.json", "model.weights.h5"),
     "is a model of TensorFlow.": lambda: b"\x08\x01\x12\x80\x08meta graph",
     "is a model of TensorFlow Lite": lambda: b"\x1c\0\0\0TFL3" + bytes(100),

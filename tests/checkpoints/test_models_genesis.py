@@ -16,6 +16,7 @@ from nnunet_genesis.checkpoints.detect import detect
 from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.errors import CheckpointError
 from nnunet_genesis.resources import plans_folder
+from nnunet_genesis.transfer.axes import to_zyx
 from nnunet_genesis.unet3d import UNet3D
 from tests.checkpoints import build, loaded
 from tests.checkpoints.replicas import original_unet3d, run_original_unet3d, suprem
@@ -114,7 +115,7 @@ def planned(ready_once: Path, nnunet: Path) -> Path:
 
 def test_nnunet_fine_tunes_it_from_the_published_weights(planned: Path, genesis, tmp_path: Path):
     file = genesis_file(tmp_path / "Genesis_Chest_CT.pt", 8)
-    source = read_pretrained(file)
+    source = to_zyx(read_pretrained(file))
     assert genesis("transfer", file, "-d", 4, "-c", "3d_fullres", "--epochs", 2) == 0
     trainer = get_trainer_from_args("4", "3d_fullres", 0, "nnUNetTrainerGenesisFinetune", "nnUNetPlans_genesis",
                                     device=torch.device("cpu"))  # fmt: skip

@@ -25,6 +25,7 @@ from nnunet_genesis.leaks.case_record import KEY, CaseRecord
 from nnunet_genesis.leaks.signature import digest, pooled, signature
 from nnunet_genesis.networks.build import build_network, target_network
 from nnunet_genesis.nnunet_dataset import channel_names
+from tests.checkpoints.keras_files import write_keras
 from tests.checkpoints.replicas import generic_unet, original_unet3d
 from tests.conftest import blob, run_genesis, use_folders, write_dataset
 
@@ -40,6 +41,7 @@ CHECKPOINTS = {
     "nnU-Net v1, file of plans": "files/v1.model.pkl",
     "nnssl": "files/nnssl.pth",
     "Models Genesis": "files/original.pt",
+    "Models Genesis, Keras": "files/original.h5",
     "state dict .pth": "files/weights.pth",
     "safetensors": "files/weights.safetensors",
 }
@@ -120,6 +122,7 @@ def _write_checkpoints(base: Path) -> None:
     (base / CHECKPOINTS["nnU-Net v1, file of plans"]).write_bytes(pickle.dumps(sidecar))
     original = {"epoch": 6, "state_dict": original_unet3d(4), "optimizer_state_dict": {"state": {}}}
     torch.save(original, base / CHECKPOINTS["Models Genesis"], _use_new_zipfile_serialization=False)
+    write_keras(base / CHECKPOINTS["Models Genesis, Keras"], original["state_dict"])
     torch.save(_nnssl(weights, content), base / CHECKPOINTS["nnssl"])
     torch.save(_masked_autoencoder(_checkpoint(base, "Primus", "nnUNetTrainerGenesisPretrain")), base / PRIMUS)
 

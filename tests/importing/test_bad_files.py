@@ -42,6 +42,14 @@ def raw_lost(path: Path) -> None:
     path.with_suffix(".raw").unlink()
 
 
+def raw_elsewhere(path: Path, name: bytes) -> None:
+    written = make(path.with_suffix(".mhd"), compress=False)
+    header = written.read_bytes().replace(b"ElementDataFile = s.raw", b"ElementDataFile = " + name)
+    written.unlink()
+    written.with_suffix(".raw").rename(path.parent.parent / "s.raw")
+    path.write_bytes(header)
+
+
 def mha_spacing(path: Path, first: bytes) -> None:
     content, changes = re.subn(rb"(ElementSpacing = )\S+", rb"\g<1>" + first, make(path).read_bytes())
     assert changes == 1
@@ -64,7 +72,19 @@ BAD = {
     "truncated nii": ("s.nii", lambda p: cut(make(p)), "incomplete"),
     "truncated nrrd": ("s.nrrd", lambda p: cut(make(p), 0.9), "damaged or incomplete"),
     "truncated mha": ("s.mha", lambda p: cut(make(p), 0.9), "damaged or incomplete"),
-    "data file missing": ("s.mhd", raw_lost, r"data file \(.raw, .zraw\) is missing"),
+    "data file missing": ("s.mhd", raw_lost, r"its data file s.raw is missing"),
+    "data file elsewhere": (
+        "s.mhd",
+        lambda p: raw_elsewhere(p, b"../s.raw"),
+        r"its data file \.\./s\.raw lies outside",
+    ),
+    "data file of the system": ("s.mha", lambda p: raw_elsewhere(p, b"/etc/hostname"), "/etc/hostname lies outside"),
+    "no data file": ("s.mhd", lambda p: raw_elsewhere(p, b""), "names no data file"),
+    "data file cut short": (
+        "s.mhd",
+        lambda p: cut(make(p, compress=False).with_suffix(".raw")),
+        "damaged or incomplete",
+    ),
     "text as nii.gz": ("s.nii.gz", lambda p: p.write_text("hello"), "is no NIfTI file"),
     "text as nrrd": ("s.nrrd", lambda p: p.write_text("hello"), "another kind of file"),
     "zero bytes": ("s.nii.gz", lambda p: p.touch(), "is empty"),

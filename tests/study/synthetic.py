@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_genesis.study.design import Study, nested_subsets, write_study
+from nnunet_genesis.study.design import Run, Study, nested_subsets, write_study
 
 LABELS = ("anterior", "posterior")
 
@@ -60,12 +60,16 @@ def write_synthetic(
             content = {"cases": _scores(dice, test, labels), "curve": _curve(middle, epochs)}
         if run.arm == next(iter(effects)):
             written[place] = content
-        facts = {"run": run.name, "arm": run.arm, "labels": run.labels, "seed": run.seed}
-        (folder / "results" / f"{run.name}.json").write_text(
-            json.dumps(facts | content | {"versions": {"numpy": "1"}, "device": "cpu"})
-        )
-        (folder / "times" / f"{run.name}.json").write_text(json.dumps({"seconds": 36.0, "device": "cpu"}))
+        _write(folder, run, content)
     return study
+
+
+def _write(folder: Path, run: Run, content: dict) -> None:
+    facts = {"run": run.name, "arm": run.arm, "labels": run.labels, "seed": run.seed}
+    (folder / "results" / f"{run.name}.json").write_text(
+        json.dumps(facts | content | {"versions": {"numpy": "1"}, "device": "cpu"})
+    )
+    (folder / "times" / f"{run.name}.json").write_text(json.dumps({"seconds": 36.0, "device": "cpu"}))
 
 
 def _scores(dice: np.ndarray, test: Sequence[str], labels: Sequence[str]) -> dict:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from nnunet_genesis.parallel import each_case
 from nnunet_genesis.study import conducting
 from nnunet_genesis.study.design import read_study
 from nnunet_genesis.study.submitting import Shard, submit
@@ -48,6 +49,12 @@ def finished(place):
     return folder
 
 
+@pytest.fixture
+def here(monkeypatch):
+    """Runs are finished in this process: a worker imports everything anew."""
+    monkeypatch.setattr(conducting, "each_case", lambda function, jobs, _, apart: each_case(function, jobs, 1))
+
+
 def results(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "results").iterdir()}
 
@@ -72,12 +79,13 @@ def test_every_run_has_results(finished):
     assert not list((finished / "trainings").rglob("*.pth"))
 
 
+@pytest.mark.usefixtures("here")
 def test_equal_arms_have_equal_results(place, finished):
     """An arm is compared with another on the same cases, weights, patches and augmentation: its twin is its equal."""
     folder = place / "twins"
     assert run_genesis("study", "plan", folder, *PLAN, "--seeds", 1, "--labels", 2, "--arm", "scratch",
                        "--arm", "twin=scratch") == 0  # fmt: skip
-    assert run_genesis("study", "run", folder, "--device", "cpu", "--jobs", 2) == 0
+    assert run_genesis("study", "run", folder, "--device", "cpu") == 0
     content = {path.stem: json.loads(path.read_text()) for path in (folder / "results").iterdir()}
     assert content["twin_n2_s0"] == content["scratch_n2_s0"] | {"run": "twin_n2_s0", "arm": "twin"}
     others = {name: json.loads(found)["curve"] for name, found in results(finished).items()}
@@ -86,25 +94,14 @@ def test_equal_arms_have_equal_results(place, finished):
 
 
 def test_a_study_that_is_killed_ends_with_the_same_results(place, finished):
-    """SIGKILL at five moments, among them the middle of a training, then to the end: the same bytes."""
+    """SIGKILL at three moments, among them the middle of a training, then to the end: the same bytes."""
     folder = place / "killed"
     shutil.copytree(finished / "arms", folder / "arms")
     shutil.copyfile(finished / "study.json", folder / "study.json")
-    command = [
-        sys.executable,
-        "-m",
-        "nnunet_genesis.cli",
-        "study",
-        "run",
-        str(folder),
-        "--device",
-        "cpu",
-        "--jobs",
-        "2",
-    ]
+    command = [sys.executable, "-m", "nnunet_genesis.cli", "study", "run", str(folder), "--device", "cpu", "--jobs"]
     rng = np.random.default_rng(0)
-    for wanted in range(1, 6):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for wanted, jobs in ((1, "2"), (4, "1"), (6, "1")):
+        process = subprocess.Popen([*command, jobs], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.time() + 60
         while time.time() < deadline and process.poll() is None and _traces(folder) < wanted:
             time.sleep(0.02)
@@ -128,6 +125,7 @@ def test_finished_runs_are_not_done_again(finished, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (finished / "results").iterdir()}
 
 
+@pytest.mark.usefixtures("here")
 def test_a_run_that_another_process_works_on_is_left_to_it(place, finished, monkeypatch):
     monkeypatch.setattr(conducting, "WAIT", 0.0)
     study, folder = read_study(finished), place / "shared"
@@ -151,6 +149,7 @@ def test_a_shard_is_every_nth_run(place, finished, monkeypatch):
     assert asked == names[::3] + names[1::3] + names[2::3]
 
 
+@pytest.mark.usefixtures("here")
 def test_a_run_that_fails_is_told_and_the_others_go_on(place, finished, capsys):
     folder = place / "failing"
     shutil.copytree(finished, folder)

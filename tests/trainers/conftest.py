@@ -11,6 +11,8 @@ import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 from torch import nn
 
+from nnunet_genesis.pretraining.restoration_log import RestorationLog
+
 CPU = torch.device("cpu")
 
 
@@ -21,19 +23,14 @@ def ready(ready_once: Path, nnunet: Path) -> Path:
     return nnunet
 
 
-PRETRAIN = (
-    501,
-    "3d_fullres",
-    "all",
-    "-tr",
-    "nnUNetTrainerGenesisPretrain",
-    "-p",
-    "nnUNetGenesisPlans",
-    "-device",
-    "cpu",
-)
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than an epoch here; test_pretraining_outputs.py draws them."""
+    monkeypatch.setattr(RestorationLog, "plot_progress_png", lambda self, folder: None)
 
 
+PRETRAIN = (501, "3d_fullres", "all", "-tr", "nnUNetTrainerGenesisPretrain", "-p", "nnUNetGenesisPlans", "-device",
+            "cpu")  # fmt: skip
 FINETUNE = (4, "3d_fullres", 0, "-tr", "nnUNetTrainerGenesisFinetune", "-p", "nnUNetPlans_genesis", "-device", "cpu")
 
 

@@ -23,6 +23,8 @@ from nnunet_genesis.pretraining.trainer import nnUNetTrainerGenesisPretrain
 from tests.trainers.conftest import CPU, PRETRAIN, edit_plans, pretraining_plans, results
 from tests.transfer.networks import unet
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 def new_trainer() -> nnUNetTrainerGenesisPretrain:
     return get_trainer_from_args(
@@ -79,6 +81,23 @@ def test_validation_does_not_depend_on_where_training_patches_are_corrupted(read
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("corruption")]
 
 
+def test_nnunets_flag_starts_a_pretraining_from_the_weights_of_another(ready: Path, stock, monkeypatch):
+    trainer, seen = new_trainer(), {}
+    trainer.initialize()
+    for parameter in trainer.network.parameters():
+        nn.init.normal_(parameter)  # fresh networks of the same seed are equal
+    trainer.save_checkpoint(str(ready / "other.pth"))
+    monkeypatch.setattr(nnUNetTrainerGenesisPretrain, "run_training",
+                        lambda self: seen.update(self.network.state_dict()))  # fmt: skip
+    monkeypatch.setattr(nnUNetTrainerGenesisPretrain, "perform_actual_validation", lambda self, *_: None)
+    stock("nnUNetv2_train", *PRETRAIN, "-pretrained_weights", ready / "other.pth")
+    other = trainer.network.state_dict()
+    assert seen.keys() == other.keys()
+    carried = [name for name in other if ".seg_layers." not in name]
+    assert all(torch.equal(seen[name], other[name]) for name in carried)
+    assert not all(torch.equal(seen[name], other[name]) for name in other)  # nnU-Net leaves heads out
+
+
 def test_checkpoints_and_logs_speak_of_restoration(ready: Path, stock):
     stock("nnUNetv2_train", *PRETRAIN)
     folder = results(ready, "nnUNetTrainerGenesisPretrain")
@@ -104,7 +123,6 @@ def end_epoch(trainer: nnUNetTrainerGenesisPretrain, mse: float, mae: float, ssi
     trainer.on_validation_epoch_end(
         [{"errors": [{"mse": mse * part, "mae": mae * part, "ssim": ssim * part} | others]} for part in (0.5, 1.5)]
     )
-    trainer.logger.plot_progress_png = lambda folder: None  # slow, and not what is asked for
     trainer.on_epoch_end()
     return Path(trainer.output_folder) / "checkpoint_best.pth"
 

@@ -17,7 +17,6 @@ from nnunetv2.run.run_training import get_trainer_from_args
 
 from nnunet_genesis.pretraining.masked_autoencoder import MaskedAutoencoder
 from nnunet_genesis.pretraining.patches import VALIDATION
-from nnunet_genesis.pretraining.restoration_log import RestorationLog
 from nnunet_genesis.pretraining.trainer import nnUNetTrainerGenesisPretrain
 from nnunet_genesis.primus import Primus
 from tests.conftest import run_genesis, run_stock, use_folders
@@ -35,7 +34,7 @@ def plan(ready: Path, genesis: Any, *flags: object, patch: tuple[int, ...] = PAT
     """Plans of dataset 501 with the settings of flags and a small Primus."""
     lengths = ("--epochs", 3, "--iterations", 2, "--validation-iterations", 2, "--save-every", 1)
     before = json.loads(pretraining_plans(ready).read_text())
-    assert genesis("plan", "-d", 501, "--like", 4, *lengths, *flags) == 0
+    assert genesis("plan", "-d", 501, "--like", 4, "--network", "primus_s", *lengths, *flags) == 0
     plans = before | {"genesis": json.loads(pretraining_plans(ready).read_text())["genesis"]}
     block = plans["configurations"]["3d_fullres"]
     block["architecture"] = PRIMUS | {"arch_kwargs": SIZES | {"input_shape": list(patch)}}
@@ -57,12 +56,6 @@ def trained(ready_once: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         run_stock(patch, "nnUNetv2_train", *PRETRAIN)
         assert (results(base, TRAINER) / "progress.png").is_file()
         return ended(base)
-
-
-@pytest.fixture
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than an epoch here, and `trained` has them."""
-    monkeypatch.setattr(RestorationLog, "plot_progress_png", lambda self, folder: None)
 
 
 def ended(base: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -29,6 +29,7 @@ from tests.checkpoints.replicas import (
     run_original_unet3d,
 )
 from tests.checkpoints.test_reading import Trap
+from tests.transfer.test_axes import reversed_axes
 
 FEATURES = [4, 8, 16, 32, 40, 40]
 TARGET = "nnUNet_preprocessed/Dataset004_Target"
@@ -70,14 +71,14 @@ def target(folder: Path) -> nn.Module:
 
 
 def assert_luna16_features(network: nn.Module) -> None:
-    image, expected = torch.randn(1, 1, 32, 32, 64), []
+    image, expected = torch.randn(1, 1, 32, 32, 64), []  # x, y, z
     run_generic_unet(generic_unet(FEATURES, LUNA16_POOLS), image, LUNA16_POOLS, expected)
     with torch.no_grad():
-        ours = network.eval().encoder(image)
+        ours = network.eval().encoder(reversed_axes(image))
     assert (len(ours), len(expected)) == (4, 6)
     for made, reference in zip(ours, expected, strict=False):
         assert reference.std() > 0.1
-        torch.testing.assert_close(made, reference, rtol=0, atol=1e-4)
+        torch.testing.assert_close(made, reversed_axes(reference), rtol=0, atol=1e-4)
 
 
 def test_v1_goes_into_plans_of_today(hippocampus: Path, luna16: Path, genesis, stock, monkeypatch, capsys):
@@ -86,6 +87,7 @@ def test_v1_goes_into_plans_of_today(hippocampus: Path, luna16: Path, genesis, s
     shown = capsys.readouterr().out
     assert "100.0% of the encoder and 100.0% of the network, heads aside, come from the checkpoint" in shown
     assert "the checkpoint does not name its 1 input channel(s); assumed for T1: by position" in shown
+    assert "its volumes have axes x, y, z (kind of file), those of nnU-Net z, y, x: kernels and strides were" in shown
     assert "looks like genesis_nnunet_luna16_006.model; that one was trained on CT" in shown
     assert "encoder stage 3: is the deepest here" in shown
     report = json.loads((hippocampus / TARGET / "transfer_report.json").read_text())
@@ -117,8 +119,9 @@ def test_one_unnamed_channel_serves_several(hippocampus: Path, luna16: Path, gen
     for path in (hippocampus / TARGET, hippocampus / "nnUNet_raw" / "Dataset004_Target"):
         description = json.loads((path / "dataset.json").read_text())
         (path / "dataset.json").write_text(json.dumps(description | {"channel_names": {"0": "T1", "1": "T2"}}))
-    assert genesis("transfer", luna16, "-d", 4, "-c", "3d_fullres") == 0
+    assert genesis("transfer", luna16, "-d", 4, "-c", "3d_fullres", "--axes", "zyx") == 0
     shown = capsys.readouterr().out
+    assert "axes x, y, z (" not in shown
     assert "does not name its 1 input channel(s); assumed for T1, T2: sum of 1 over 2 channels" in shown
     held = torch.load(hippocampus / TARGET / "nnUNetPlans_genesis_3d_fullres.pth", weights_only=True)
     stem = held["network_weights"]["encoder.stages.0.0.convs.0.conv.weight"]
@@ -171,11 +174,11 @@ def test_the_original_goes_into_its_own_template(chest: Path, tmp_path: Path, ge
     seen: list[torch.Tensor] = []
     network.decoder.stages[-1].register_forward_hook(lambda *found: seen.append(found[2]))
     with torch.no_grad():
-        ours = network.encoder(image)
-        network(image)
+        ours = network.encoder(reversed_axes(image))
+        network(reversed_axes(image))
     for made, reference in zip([*ours, *seen], expected, strict=True):
         assert reference.std() > 0.01
-        torch.testing.assert_close(made, reference, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(made, reversed_axes(reference), rtol=1e-4, atol=1e-4)
 
 
 def test_the_original_has_no_counterpart_in_nnunets_networks(hippocampus: Path, tmp_path: Path, genesis, capsys):
@@ -228,7 +231,7 @@ def altered(content: bytes) -> bytes:
     return content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
 
 
-def network_of_another_kind(_: bytes) -> bytes:
+def no_hdf5(_: bytes) -> bytes:
     return b"\x89HDF\r\n\x1a\n" + bytes(100)
 
 
@@ -239,7 +242,7 @@ def network_of_another_kind(_: bytes) -> bytes:
         (None, "3d_fullres", r"file\.pth does not exist"),
         (cut, "3d_fullres", r"file\.pth cannot be read; it is cut off or no checkpoint"),
         (altered, "3d_fullres", r"file\.pth was damaged or altered after it was written"),
-        (network_of_another_kind, "3d_fullres", r"file\.pth is an HDF5 file \(Keras\)"),
+        (no_hdf5, "3d_fullres", r"file\.pth cannot be read; it is cut off, damaged or no HDF5 file"),
         (lambda _: b"", "3d_fullres", r"file\.pth cannot be read"),
     ],
 )

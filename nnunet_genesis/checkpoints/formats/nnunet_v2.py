@@ -9,10 +9,14 @@ from nnunet_genesis.architecture_checks import MOST_STAGES
 from nnunet_genesis.checkpoints.plain_types import plain
 from nnunet_genesis.checkpoints.trainers import NNUNET_V2
 from nnunet_genesis.errors import CheckpointError, reason
+from nnunet_genesis.networks.outputs import outputs_of
 from nnunet_genesis.nnunet_dataset import FORMER_CHANNELS, configuration_of, input_channels
 
 BATCH_NORM = "nnUNetTrainerBN"
 """The one trainer of nnU-Net 2.8.1 that builds another U-Net than the plans say."""
+
+PRETRAINING = "GenesisPretrain"
+"""End of the names of trainers whose networks restore images."""
 
 
 def trainer_of(content: Mapping[str, Any]) -> str:
@@ -28,7 +32,7 @@ def unknown_trainer(name: str) -> tuple[str, ...]:
 
 
 def plans_of(content: Mapping[str, Any]) -> tuple[Any, dict[str, Any], tuple[str, ...]]:
-    """Architecture block; `channels`, `patch_size`, `spacing`, `normalisation` of a `PretrainedNetwork`; notes.
+    """Architecture block; `channels`, `patch_size`, … of a `PretrainedNetwork`; notes.
 
     Raises:
         CheckpointError: The plans inside the checkpoint are incomplete.
@@ -46,6 +50,7 @@ def plans_of(content: Mapping[str, Any]) -> tuple[Any, dict[str, Any], tuple[str
             "patch_size": [int(size) for size in manager.patch_size],
             "spacing": [float(size) for size in manager.spacing],
             "normalisation": [str(scheme) for scheme in manager.normalization_schemes],
+            "outputs": outputs_of(described) if _segments(content) else None,
         }
         notes = () if named else ("its input channels have no names: it holds no dataset.json that names them",)
         architecture = plain(manager.configuration["architecture"], as_json=True)
@@ -54,6 +59,11 @@ def plans_of(content: Mapping[str, Any]) -> tuple[Any, dict[str, Any], tuple[str
     if trainer_of(content) == BATCH_NORM:
         _with_batch_norm(architecture)
     return architecture, facts, notes
+
+
+def _segments(content: Mapping[str, Any]) -> bool:
+    """Whether the network gives out labels, not images as those of our pre-training do."""
+    return not trainer_of(content).endswith(PRETRAINING)
 
 
 def _are_named(channels: Any) -> bool:

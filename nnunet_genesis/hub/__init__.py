@@ -1,0 +1,1 @@
+"""Addresses of published weights → files on this machine, and back."""

@@ -1,0 +1,147 @@
+"""Whatever stops a run, the next one does what is left; nothing is half-written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+from nnunet_genesis import files
+from nnunet_genesis.challenges import raw_dataset
+from nnunet_genesis.challenges.case_log import REPORT
+from nnunet_genesis.challenges.msd import find_download
+from nnunet_genesis.challenges.raw_dataset import splits_by_patient
+from nnunet_genesis.errors import DatasetError
+from tests.challenges.conftest import description, make, names
+from tests.challenges.layouts import voxels, write, write_msd
+from tests.conftest import run_genesis, write_dataset
+
+
+def images_at(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*.nii.gz")}
+
+
+def test_a_second_run_reads_no_image(source, raw, monkeypatch):
+    download = find_download(write_msd(source, "Task05_Prostate"))
+    first = make(download, raw)
+    before = images_at(first.folder)
+
+    def never(*_):
+        raise AssertionError("a finished case was read")
+
+    monkeypatch.setattr(raw_dataset, "write_case", never)
+    second = make(download, raw)
+    assert (first.written, first.already_there, second.written, second.already_there) == (4, 0, 0, 4)
+    assert images_at(first.folder) == before
+
+
+@pytest.mark.parametrize("task", ["Task03_Liver", "Task05_Prostate"])
+def test_a_killed_run_leaves_whole_cases_and_the_next_one_finishes(source, raw, monkeypatch, task):
+    download = find_download(write_msd(source, task))
+    real, calls = os.replace, []
+
+    def dying(start, end):
+        if "images" in str(end):
+            calls.append(end)
+            if len(calls) == 2 * len(download.channels):  # the last file of the second case
+                raise KeyboardInterrupt
+        real(start, end)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", dying)
+        with pytest.raises(KeyboardInterrupt):
+            make(download, raw)
+    folder = raw / f"Dataset003_{task.partition('_')[2]}"
+    assert not (folder / "dataset.json").exists()
+    (folder / ".incomplete_x").mkdir()  # a split image
+    (folder / ".incomplete_x" / "part.nii.gz").write_bytes(b"half a file")
+    report = make(download, raw)
+    cases = len(download.training) + len(download.test)
+    assert (report.written, report.already_there) == (cases - 1, 1)
+    assert description(folder)["numTraining"] == 2
+    assert not [name for name in names(folder) if name.startswith(".")]
+
+
+def test_changed_deleted_and_added_files_are_done_again(source, raw):
+    task = write_msd(source, cases=3)
+    folder = make(find_download(task), raw).folder
+    (folder / "labelsTr/liver_0.nii.gz").unlink()
+    (task / "labelsTr/liver_1.nii.gz").unlink()
+    write(voxels("new")[0], task / "imagesTs/liver_999.nii.gz")
+    report = make(find_download(task), raw)
+    assert (report.written, report.already_there) == (2, 4 - 0)
+    assert names(folder / "labelsTr") == ["liver_0.nii.gz", "liver_301.nii.gz"]
+    assert names(folder / "imagesTr") == ["liver_0_0000.nii.gz", "liver_301_0000.nii.gz"]
+    assert description(folder)["numTraining"] == 2
+
+
+def test_a_lost_report_leaves_no_temporary_files_beside_hard_links(source, raw):
+    """A name is not replaced by another name of the same file: the old one must go first."""
+    download = find_download(write_msd(source))
+    folder = make(download, raw).folder
+    (folder / REPORT).write_text('{"challenge": "msd", "cases": {}}')
+    assert make(download, raw).written == 5
+    assert not [name for name in names(folder) if name.startswith(".")]
+
+
+def test_files_of_another_file_system_are_copied(source, raw, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(raw_dataset.os, "link", refuse)
+    task = write_msd(source)
+    folder = make(find_download(task), raw).folder
+    copy, original = folder / "imagesTr/liver_0_0000.nii.gz", task / "imagesTr/liver_0.nii.gz"
+    assert not copy.samefile(original)
+    assert copy.read_bytes() == original.read_bytes()
+
+
+def test_folders_of_others_and_damaged_reports_are_refused(source, raw, tmp_path):
+    download = find_download(write_msd(source))
+    write_dataset(tmp_path, 3, "Liver", 1)
+    with pytest.raises(DatasetError, match="was not written by this command"):
+        make(download, raw)
+    with pytest.raises(DatasetError, match="id 3 is used"):
+        make(find_download(write_msd(source, "Task09_Spleen")), raw)
+    shutil.rmtree(raw / "Dataset003_Liver")
+    folder = make(download, raw).folder
+    for content, said in (('{"challenge": "lits"}', "holds cases of lits"), ('{"challenge": "msd"}', "was changed"),
+                          ('{"challenge": "msd", "cases": {"x": {"state": 1}}}', "was changed")):  # fmt: skip
+        (folder / REPORT).write_text(content)
+        with pytest.raises(DatasetError, match=said):
+            make(download, raw)
+
+
+def test_without_a_usable_case_there_is_no_dataset_json(source, raw):
+    task = write_msd(source)
+    shutil.rmtree(task / "labelsTr")
+    with pytest.raises(DatasetError, match="No case of msd could be used"):
+        make(find_download(task), raw)
+    assert not (raw / "Dataset003_Liver/dataset.json").exists()
+
+
+def test_cases_of_a_patient_share_their_folds():
+    cases = [f"p{patient}-{scan}" for patient in range(7) for scan in range(2)] + ["alone"]
+    patients = {case: case.partition("-")[0] for case in cases}
+    splits = splits_by_patient(cases, patients)
+    assert len(splits) == 5
+    assert sorted(case for fold in splits for case in fold["val"]) == sorted(cases)
+    for fold in splits:
+        assert sorted(fold["train"] + fold["val"]) == sorted(cases)
+        assert not {patients[case] for case in fold["train"]} & {patients[case] for case in fold["val"]}
+    assert splits_by_patient(cases, {}) == []
+    assert splits_by_patient(["a-0", "a-1"], {"a-0": "a", "a-1": "a"}) == []
+    assert len(splits_by_patient(["a-0", "a-1", "b"], {"a-0": "a", "a-1": "a"})) == 2
+
+
+def test_the_command_says_what_became_of_the_cases(source, nnunet, capsys):
+    task = write_msd(source)
+    (task / "labelsTr/liver_1.nii.gz").unlink()
+    assert run_genesis("dataset", "msd", task, "-d", 7, "-n", "Mine", "-np", 1) == 2
+    out, err = capsys.readouterr()
+    assert "4 cases written to" in out
+    assert "LiTS is the same data" in out
+    assert "liver_1: its label is missing" in err
+    assert description(nnunet / "nnUNet_raw/Dataset007_Mine")["numTraining"] == 1
+    assert run_genesis("dataset", "msd", source, "-d", 7, "-np", 1) == 1
