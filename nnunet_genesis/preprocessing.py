@@ -87,7 +87,7 @@ def preprocess(
     Transposes, crops to nonzero, normalises, resamples and stores like `nnUNetv2_preprocess`, whose files stock
     trainers can read. Masks in the raw dataset's `ignoreTr` mark what pre-training ignores. Finished cases are skipped
     unless their mask has changed; a killed run loses at most the unfinished cases. A case that fails is reported, also
-    in `<data identifier>_preprocessing.json` beside the folder, and stops nothing. The folder's index is written last, and
+    in `<data identifier>_preprocessing.json` beside the folder, and stops nothing. The folder's index is written last,
     not by a shard.
 
     Shards may run at the same time, in any order and again; a run of everything does what is missing.
