@@ -100,6 +100,9 @@ class PretrainingSettings(Settings):
         "cells alone",
         choices=("auto", "yes", "no"),
     )
+    batch_per_device: int = setting(
+        0, "patches per step and process, of which each has a GPU; 0: processes share the plans' batch", at_least=0
+    )
     validation_share: float = setting(
         0.1, "share of the volumes held out for validation (fold all)", above=0, at_most=0.5
     )
@@ -108,6 +111,9 @@ class PretrainingSettings(Settings):
         "crops that vary less than this share of their volume's variation are empty air",
         at_least=0,
         at_most=1,
+    )
+    crops_per_volume: int = setting(
+        1, "training patches in succession that are cut from one volume, which is opened once for them", at_least=1
     )
     plot_every: int = setting(50, "epochs between pictures of restored patches", at_least=1, formerly="sheet_every")
     save_every: int = setting(50, "epochs between checkpoints", at_least=1)
@@ -205,6 +211,9 @@ class FineTuningSettings(Settings):
     beta2: float = setting(0.999, "AdamW's decay of squared gradients", at_least=0, at_most=0.999999)
     gradient_clipping: float = setting(
         12.0, "largest norm of the gradient; nnU-Net clips at 12 in any case", above=0, at_most=12
+    )
+    batch_per_device: int = setting(
+        0, "patches per step and process, of which each has a GPU; 0: processes share the plans' batch", at_least=0
     )
     seed: int = setting(0, "seed of initial weights, patches and augmentation", at_least=0)
     weights: str = setting("", 'file of weights beside the plans; "" trains from scratch (control arm)')

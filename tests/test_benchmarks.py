@@ -24,6 +24,7 @@ from scipy.ndimage import binary_dilation, gaussian_filter
 
 from nnunet_genesis.corruption import RECIPES
 from nnunet_genesis.resources import plans_folder
+from nnunet_genesis.volume_index import index_file, index_of
 from tests.conftest import REPOSITORY, shrink_plans, threads_for_processes
 
 STAND_IN = """
@@ -255,3 +256,18 @@ def test_leaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert {kind: row["found"] for kind, row in same.items()} == dict.fromkeys(same, 3)
     assert sum(row["found as another case"] for row in found["copies"].values()) == 0
     assert len(list(leaks.scans(folder, 2))) == 2
+
+
+def test_links_have_the_index_that_would_be_computed(ready_once: Path, nnunet: Path, monkeypatch: pytest.MonkeyPatch):
+    scale = benchmark_module("scale", monkeypatch)
+    shutil.copytree(ready_once, nnunet, dirs_exist_ok=True)
+    source = scale.folder_of("Dataset501_Scans")
+    folder = scale.linked(index_of(source), 10, 777)
+    assert folder == scale.folder_of("Dataset777_Linked")
+    written = index_of(folder)
+    assert written.changed == folder.stat().st_mtime_ns
+    index_file(folder).unlink()
+    computed = index_of(folder)
+    assert len(computed) == 10
+    for name, column in computed.columns.items():
+        np.testing.assert_array_equal(written.columns[name], column)

@@ -17,6 +17,7 @@ from nnunet_genesis.errors import SettingsError, printable
 from nnunet_genesis.ignored_regions import IGNORED, digest_in
 from nnunet_genesis.named_classes import names_primus
 from nnunet_genesis.nnunet_dataset import configuration_of, encoder_stride
+from nnunet_genesis.volume_index import spread
 
 ATTEMPTS = 10
 """Crops tried before one that is nearly empty is accepted."""
@@ -41,7 +42,7 @@ class PatchBatches(Dataset[dict[str, Any]]):
     """
 
     volumes: Any
-    """A dataset of nnU-Net: `identifiers` and `load_case(identifier)`."""
+    """A dataset of nnU-Net: `identifiers` and `load_case(identifier)`, whose properties may hold the `spread`."""
     patch_size: tuple[int, ...]
     """Two entries (a random slice along the first axis) or three, in voxels."""
     batch_size: int
@@ -54,11 +55,16 @@ class PatchBatches(Dataset[dict[str, Any]]):
     seed: int
     stream: int
     minimum_contrast: float
-    _spread: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict, repr=False)
+    crops_per_volume: int = 1
+    """Training patches that are cut from a volume, one after the other."""
+    _opened: tuple[str, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Fix the order in which validation walks through the volumes."""
-        self._walk = ranked(self.volumes.identifiers, self.seed + 1)
+        if self.stream == VALIDATION:
+            cases = self.volumes.identifiers
+            order = sorted(range(len(cases)), key=lambda place: _rank(cases[place], self.seed + 1))
+            self._walk = np.array(order, dtype=np.int32)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Batch `number`, counted from 0."""
@@ -78,15 +84,34 @@ class PatchBatches(Dataset[dict[str, Any]]):
 
         Voxels that are ignored are bool (*at most the patch); None: the case has no mask.
         """
-        crops = np.random.default_rng([self.seed, self.stream, k, 0])
         corruptions = np.random.default_rng([self.seed, self.stream, k, 1])
-        cases = self.volumes.identifiers
-        # validation walks through the volumes, in random order in case there are more of them than patches
-        case = self._walk[k % len(cases)] if self.stream == VALIDATION else cases[crops.integers(len(cases))]
+        case, crops = self._drawn(k)
         crop, ignored = self._informative_crop(case, crops)
         if self.recipe.masking.leaves_out:
             crop, ignored = self._whole(crop, ignored)
         return crop, sample_params(crop.shape, self.recipe, corruptions), case, ignored
+
+    def _drawn(self, k: int) -> tuple[str, np.random.Generator]:
+        """The case of sample `k`, and the generator that places its crop."""
+        crops = np.random.default_rng([self.seed, self.stream, k, 0])
+        cases = self.volumes.identifiers
+        if self.stream == VALIDATION:  # walks through the volumes, in random order: there may be more than patches
+            return cases[self._walk[k % len(cases)]], crops
+        place = crops.integers(len(cases))
+        if leader := k % self.crops_per_volume:  # the sample that opens the volume draws the case
+            place = np.random.default_rng([self.seed, self.stream, k - leader, 0]).integers(len(cases))
+        return cases[place], crops
+
+    def _load(self, case: str) -> tuple[Any, Any, np.ndarray[Any, Any]]:
+        """Volume, segmentation and spread of a case; the last one stays open where several crops are cut from it."""
+        if self._opened is None or self._opened[0] != case:
+            volume, segmentation, _, properties = self.volumes.load_case(case)
+            usual = properties["spread"] if "spread" in properties else spread(volume)
+            self._opened = (case, (volume, segmentation, usual))
+        _, found = self._opened
+        if self.crops_per_volume == 1:
+            self._opened = None
+        return found
 
     def example(self, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, str]:
         """Sample `k` to look at: the patch, NaN where it is padding or ignored; input and target of it; the case.
@@ -111,10 +136,8 @@ class PatchBatches(Dataset[dict[str, Any]]):
 
     def _informative_crop(self, case: str, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A random crop that is not empty air, nor ignored, as `crop` gives it, and what of it is ignored."""
-        volume, segmentation, *_ = self.volumes.load_case(case)
+        volume, segmentation, usual = self._load(case)
         marked = bool(digest_in(segmentation))
-        if case not in self._spread:
-            self._spread[case] = spread(volume)
         best, most = None, -1.0
         for _ in range(ATTEMPTS):
             window = random_window(volume.shape, self.patch_size, rng)
@@ -122,7 +145,7 @@ class PatchBatches(Dataset[dict[str, Any]]):
             ignored = torch.from_numpy(segmentation[window][0] == IGNORED) if marked else None
             seen = crop.reshape(len(crop), -1) if ignored is None else crop[:, ~ignored.numpy()]
             variation = np.nanstd(seen, axis=1) if seen.size else np.zeros(len(crop))
-            contrast = float(np.nanmax(variation / np.maximum(self._spread[case], 1e-12)))
+            contrast = float(np.nanmax(variation / np.maximum(usual, 1e-12)))
             if best is None or contrast > most:
                 best, most = (torch.from_numpy(crop), ignored), contrast
             if most >= self.minimum_contrast:
@@ -174,7 +197,11 @@ def _cells_of_tokens(recipe: Recipe, plans: Mapping[str, Any], configuration: st
 
 def ranked(cases: Iterable[str], seed: int) -> list[str]:
     """Cases in a random order in which each keeps its place relative to the others when cases are added."""
-    return sorted(cases, key=lambda case: hashlib.sha256(f"{seed}/{case}".encode()).digest())
+    return sorted(cases, key=lambda case: _rank(case, seed))
+
+
+def _rank(case: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}/{case}".encode()).digest()
 
 
 def hold_out(cases: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
@@ -206,19 +233,6 @@ def random_window(
     starts = [int(rng.integers(max(0, have - want) + 1)) for have, want in zip(shape[1:], size, strict=True)]
     window = [slice(start, start + want) for start, want in zip(starts, size, strict=True)]
     return (slice(None), starts[0], *window[1:]) if len(patch_size) == 2 else (slice(None), *window)
-
-
-def spread(volume: Any) -> np.ndarray[Any, Any]:
-    """Standard deviation of each channel over the volume's three central planes, (C,).
-
-    A cheap stand-in for that of the whole volume, which would have to be decompressed.
-    """
-    planes = []
-    for axis, length in enumerate(volume.shape[1:], start=1):
-        window = [slice(None)] * len(volume.shape)
-        window[axis] = slice(length // 2, length // 2 + 1)
-        planes.append(np.asarray(volume[tuple(window)], dtype=np.float32).reshape(volume.shape[0], -1))
-    return np.asarray(np.nanstd(np.concatenate(planes, axis=1), axis=1))
 
 
 def pad(patch: torch.Tensor, patch_size: tuple[int, ...], value: float) -> torch.Tensor:

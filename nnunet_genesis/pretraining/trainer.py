@@ -7,22 +7,22 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import autocast, nn
 
 from nnunet_genesis.batches import load
+from nnunet_genesis.checkpoints.case_files import kept_record
 from nnunet_genesis.checkpoints.saving import save_plain, versions
 from nnunet_genesis.corruption import Recipe, compile_loops
 from nnunet_genesis.errors import DatasetError, one_line
 from nnunet_genesis.files import write_json
-from nnunet_genesis.leaks.case_record import KEY, CaseRecord, record_in, record_of
+from nnunet_genesis.leaks.case_record import KEY, CaseRecord, record_in
 from nnunet_genesis.named_classes import is_primus, names_primus
 from nnunet_genesis.networks.build import build_network, unwrap
 from nnunet_genesis.nnunet_dataset import channel_names, configuration_of
@@ -36,7 +36,7 @@ from nnunet_genesis.pretraining.loss import (
     told,
     validation_loss,
 )
-from nnunet_genesis.pretraining.optimiser import optimiser_of
+from nnunet_genesis.pretraining.optimiser import StepSchedule, optimiser_of
 from nnunet_genesis.pretraining.patches import (
     TRAINING,
     VALIDATION,
@@ -45,7 +45,9 @@ from nnunet_genesis.pretraining.patches import (
     hold_out,
 )
 from nnunet_genesis.pretraining.restoration_log import RestorationLog, draw_restored
+from nnunet_genesis.ranks import RankedTrainer
 from nnunet_genesis.settings import CONVOLUTIONAL, TRANSFORMER, PretrainingSettings
+from nnunet_genesis.volume_index import IndexedVolumes, VolumeIndex, index_of
 
 TASK, HIDDEN_TASK = (
     "restoration of corrupted patches (Models Genesis)",
@@ -57,7 +59,7 @@ class NoImprovement(Exception):  # noqa: N818 (no error)
     """Held-out restoration no longer improves: nnU-Net's loop over epochs has no other way out."""
 
 
-class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
+class nnUNetTrainerGenesisPretrain(RankedTrainer):  # noqa: N801
     """Pre-train the network of the plans by restoring corrupted patches (Models Genesis, Zhou et al. 2019, 2021).
 
     Settings come from `plans["genesis"]["pretraining"]`; without that block the defaults hold. The output has as
@@ -88,7 +90,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         self.save_every = self.settings.save_every
         self.enable_deep_supervision = False
         self.logger.local_logger = RestorationLog(hidden=self.cell is not None)
-        self.seen: CaseRecord | None = None  # rank 0 alone fills it, when training starts
+        self.seen: dict[str, Any] = {}  # the cases; rank 0 alone fills it, when training starts
         self.resumed_from: list[CaseRecord | None] = []
         if "pretraining" not in plans.get("genesis", {}):
             self.print_to_log_file("These plans have no settings for pre-training: the defaults hold.")
@@ -152,22 +154,38 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         """
         if self.fold != "all":
             with one_line():
-                cases = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+                cases = self.index.readable()
                 if len(cases) < 5 and not (Path(self.preprocessed_dataset_folder_base) / "splits_final.json").is_file():
                     raise DatasetError(f"{len(cases)} volumes are too few for nnU-Net's five folds. Use fold all.")
             training, validation = map(self._admitted, super().do_split())
             return (training, validation) if validation and training else self._held_out(training)
-        return self._held_out(self._admitted(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)))
+        return self._held_out(self._admitted(self.index.readable()))
+
+    @cached_property
+    def index(self) -> VolumeIndex:
+        """That of the preprocessed volumes, which one process brings up to date while the others wait."""
+        with one_line():
+            if self.is_ddp and self.local_rank != 0:
+                dist.barrier()
+            index = index_of(Path(self.preprocessed_dataset_folder))
+            if self.is_ddp and self.local_rank == 0:
+                dist.barrier()
+        if warning := index.warning():
+            self.print_to_log_file(f"WARNING: {warning}")
+        return index
 
     def _admitted(self, cases: Iterable[str]) -> list[str]:
-        """Cases that the settings do not exclude."""
-        excluded = set(self.settings.exclude)
+        """Cases that the settings do not exclude, and whose volumes can be read."""
+        excluded = {*self.settings.exclude, *self.index.flaws()}
         return [str(case) for case in cases if case not in excluded]
 
     def _held_out(self, cases: list[str]) -> tuple[list[str], list[str]]:
         with one_line():
             if not cases:
-                raise DatasetError('The setting "exclude" leaves no case to pre-train on. Exclude fewer.')
+                raise DatasetError(
+                    'The setting "exclude" and volumes that cannot be read leave no case to pre-train on. Exclude '
+                    "fewer, or preprocess again."
+                )
         training, validation = hold_out(cases, self.settings.validation_share, self.settings.seed)
         if training == validation:
             self.print_to_log_file("WARNING: there is one volume only; restoration is validated on that volume itself.")
@@ -181,31 +199,36 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         self._record_cases({*training, *validation})
         workers = get_allowed_n_proc_DA()
         # a resumed training goes on where the stream of batches stopped
-        numbers = itertools.count(self.current_epoch * self.num_iterations_per_epoch)
+        numbers = itertools.count(self.current_epoch * self.num_iterations_per_epoch + len(self.losses_before))
         compile_loops()
         train = load(self._batches(training, TRAINING), numbers, workers, self.device.type == "cuda")
         loading = f"by {workers} loading processes" if workers else "in the training process"
         self.print_to_log_file(f"Patches are corrupted {loading}")
         repeated = itertools.cycle(range(self.num_val_iterations_per_epoch))
         held_out = self._batches(validation, VALIDATION)
-        return train, load(held_out, repeated, (workers + 1) // 2, self.device.type == "cuda")
+        return self.after_steps_done(train), load(held_out, repeated, (workers + 1) // 2, self.device.type == "cuda")
 
     def _record_cases(self, cases: set[str]) -> None:
-        """Note for `leaks` which images this training sees: those that validate choose the best checkpoint."""
+        """Note for `leaks` which images this training sees: those that validate choose the best checkpoint.
+
+        Those from before a restart, too; nothing where part of them is not known.
+        """
         if self.settings.exclude:
             self.print_to_log_file(f"Left out, as the settings say: {', '.join(self.settings.exclude)}")
         if self.local_rank != 0 or self.disable_checkpointing:
             return
-        with one_line():
-            self.seen = record_of(Path(self.preprocessed_dataset_folder), sorted(cases))
+        known = [record for record in self.resumed_from if record is not None]
+        if len(known) == len(self.resumed_from):
+            record = reduce(CaseRecord.joined, [*known, self.index.record(sorted(cases))])
+            self.seen = {KEY: kept_record(record.block(), Path(self.output_folder))}
 
     def _batches(self, cases: list[str], stream: int, recipe: Recipe | None = None) -> PatchBatches:
         everything = self.configuration_manager.batch_size
-        ranks = dist.get_world_size() if self.is_ddp else 1
+        ranks = self.processes
         # the first ranks take one patch more where the batch does not divide evenly: nnU-Net's rule
         first = self.local_rank * (everything // ranks) + min(self.local_rank, everything % ranks)
         return PatchBatches(
-            volumes=self.dataset_class(self.preprocessed_dataset_folder, list(cases)),
+            volumes=IndexedVolumes(self.index, cases),
             patch_size=tuple(self.configuration_manager.patch_size),
             batch_size=self.batch_size,
             global_batch_size=everything,
@@ -214,6 +237,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
             seed=self.settings.seed,
             stream=stream,
             minimum_contrast=self.settings.minimum_contrast,
+            crops_per_volume=self.settings.crops_per_volume,
         )
 
     def run_training(self) -> None:
@@ -257,6 +281,12 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         super().on_train_end()
         self.dataloader_train = self.dataloader_val = None
 
+    def on_train_epoch_start(self) -> None:
+        """As in nnU-Net; a schedule by the step goes on after those that were done before."""
+        super().on_train_epoch_start()
+        if isinstance(self.lr_scheduler, StepSchedule):
+            self.lr_scheduler.advance(len(self.losses_before))
+
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Errors of each patch of a batch."""
         corrupted = batch["data"].to(self.device, non_blocking=True)
@@ -265,7 +295,9 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
             restored = self.network(corrupted)
         guessed = {"copy_mse": corrupted} if self.cell is None else guesses(corrupted, self.cell)
         guessed = {name: self.loss.in_unit(guess, target) for name, guess in guessed.items()}
-        return {"errors": restoration_errors(restored, self.loss.in_unit(target, target), guessed)}
+        errors = restoration_errors(restored, self.loss.in_unit(target, target), guessed)
+        self.stop_if_asked()
+        return {"errors": errors}
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         """Log the errors of restoration and of baselines over the patches of all processes."""
@@ -276,11 +308,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
 
     def _gathered(self, outputs: list[dict[str, Any]]) -> dict[str, float]:
         errors = [error for output in outputs for error in output["errors"]]
-        if self.is_ddp:
-            parts: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(parts, errors)
-            errors = [error for gathered in parts for error in gathered]
-        return mean_errors(errors)
+        return mean_errors([error for gathered in self.gathered(errors) for error in gathered])
 
     def on_epoch_end(self) -> None:
         """Report the epoch, save checkpoints, draw progress and restored patches."""
@@ -324,22 +352,20 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
 
     def describe(self) -> dict[str, Any]:
         """What a reader of the checkpoint should know, in plain types."""
-        return {
-            "task": HIDDEN_TASK if self.settings.recipe.masking.leaves_out else TASK,
-            "channel_names": channel_names(self.dataset_json),
-            "spacing": list(self.configuration_manager.spacing),
-            "patch_size": list(self.configuration_manager.patch_size),
-            "normalization_schemes": list(self.configuration_manager.normalization_schemes),
-            "architecture": self.configuration_manager.configuration["architecture"],
-            "settings": self.settings.block(),
-            "versions": versions(),
-        } | self._cases_seen()
-
-    def _cases_seen(self) -> dict[str, Any]:
-        """The record of the cases, also of those before a restart; nothing where part of them is not known."""
-        records = [*self.resumed_from, self.seen]
-        known = [record for record in records if record is not None]
-        return {KEY: reduce(CaseRecord.joined, known).block()} if len(known) == len(records) else {}
+        return (
+            {
+                "task": HIDDEN_TASK if self.settings.recipe.masking.leaves_out else TASK,
+                "channel_names": channel_names(self.dataset_json),
+                "spacing": list(self.configuration_manager.spacing),
+                "patch_size": list(self.configuration_manager.patch_size),
+                "normalization_schemes": list(self.configuration_manager.normalization_schemes),
+                "architecture": self.configuration_manager.configuration["architecture"],
+                "settings": self.settings.block(),
+                "versions": versions(),
+            }
+            | self.seen
+            | self.progress()
+        )
 
     @torch.no_grad()
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from nnunet_genesis.checkpoints.formats.published import CASES, CONFIG, MARK, VERSION, WEIGHTS, write_record
+from nnunet_genesis.checkpoints.case_files import whole_record, write_record
+from nnunet_genesis.checkpoints.formats.published import CASES, CONFIG, MARK, VERSION, WEIGHTS
 from nnunet_genesis.checkpoints.plain_types import plain
 from nnunet_genesis.checkpoints.reading import read_content, read_pretrained
 from nnunet_genesis.checkpoints.saving import versions
@@ -98,7 +99,7 @@ def _fill(folder: Path, checkpoint: Path, source: PretrainedNetwork, about: Abou
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in source.weights.items()}
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     if about.cases:
-        write_record(source.cases, folder / CASES)
+        write_record(whole_record(source.cases, checkpoint), folder / CASES, compressed=True)
     config = describe(source, read_content(checkpoint)) | {
         "weights_sha256": sha256(folder / WEIGHTS),
         "source_sha256": sha256(checkpoint),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnunet_genesis.checkpoints.case_files import carry_record
 from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.checkpoints.saving import versions
 from nnunet_genesis.errors import TransferError
@@ -165,6 +166,7 @@ def _write(
     }
     if cases is not None:
         facts["cases"] = cases  # so that leaks are found in the file of weights too
+        carry_record(cases, checkpoint, path.parent)
     with written_atomically(path) as temporary:
         torch.save({"network_weights": network.state_dict(), "genesis": facts}, temporary)
     return replace(

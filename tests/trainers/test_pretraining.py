@@ -253,3 +253,22 @@ def test_distributed_training_needs_the_unused_heads_frozen(kind, tmp_path: Path
             two_steps(unet(kind, classes=1))
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_damaged_volumes_are_named_and_left_out(ready, capsys):
+    folder = pretraining_plans(ready).parent / "nnUNetGenesisPlans_3d_fullres"
+    volumes = sorted(folder.glob("*[0-9].b2nd"))
+    broken = volumes[1].stem
+    volumes[1].unlink()
+    (folder / f"{broken}.b2nd").write_bytes(b"no volume")
+    trainer = new_trainer()
+    training, validation = trainer.do_split()
+    assert sorted(training + validation) == [volume.stem for volume in volumes if volume.stem != broken]
+    assert f"1 of {len(volumes)} volumes in {folder.name} cannot be read and are left out: {broken} (" in (
+        trainer.log_file and Path(trainer.log_file).read_text()
+    )
+    for volume in volumes:
+        volume.unlink()
+        volume.write_bytes(b"no volume")
+    with pytest.raises(SystemExit, match="leave no case to pre-train on"):
+        new_trainer().do_split()
