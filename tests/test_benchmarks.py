@@ -232,10 +232,10 @@ def test_masked_autoencoder(tmp_path: Path, run_here):
     assert list(spent) == ["0.0", "0.5", "0.75"]
     assert all(0 < number < math.inf for number in numbers(spent))
     assert report.read_text() in printed
-    assert "Primus-S, a patch of 16x16x32, " in printed
-    for ratio, (encoder, step) in spent.items():
+    assert "Primus-S, batch of 1, patches of 16x16x32, " in printed
+    for ratio, one in spent.items():
         shares = [row.split(" | ")[2::2] for row in printed.splitlines() if row.startswith(f"| {float(ratio):g} |")]
-        expected = [encoder / spent["0.0"][0], step / spent["0.0"][1]]
+        expected = [one[part] / spent["0.0"][part] for part in ("encoder", "step")]
         assert [[float(share.strip(" |")) for share in row] for row in shares] == [pytest.approx(expected, rel=0.06)]
 
 
