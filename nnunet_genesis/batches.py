@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from nnunet_genesis.interruption import ignore, watched
 from nnunet_genesis.parallel import variable
 
 
@@ -50,6 +51,7 @@ def load(
             num_workers=workers,
             pin_memory=pin_memory,
             prefetch_factor=3 if workers else None,
+            worker_init_fn=ignore if watched() else None,
         )
     )
 

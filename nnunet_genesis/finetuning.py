@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import nn
 
@@ -29,6 +28,7 @@ from nnunet_genesis.preflight import (
     refuse_missing_labels,
     volumes_folder,
 )
+from nnunet_genesis.ranks import RankedTrainer
 from nnunet_genesis.settings import FineTuningSettings
 
 
@@ -73,7 +73,7 @@ def encoder_groups(network: nn.Module, layer_lr_decay: float) -> list[tuple[list
     return [(group, layer_lr_decay ** (len(depths) - 1 - depth)) for depth, group in enumerate(depths) if group]
 
 
-class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
+class nnUNetTrainerGenesisFinetune(RankedTrainer):  # noqa: N801
     """Fine-tune from the weights that the plans' genesis block names (written by `nnunet_genesis transfer`).
 
     Start, length, optimiser, learning rate and seed are the plans'; all else is nnU-Net's. A fresh training refuses to
@@ -129,7 +129,7 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
 
     def on_train_epoch_start(self) -> None:
         """As in nnU-Net; an encoder that thaws starts without the moments of the gradients that it did not follow."""
-        if self.current_epoch == self.settings.freeze_epochs > 0:
+        if self.current_epoch == self.settings.freeze_epochs > 0 and not self.losses_before:
             for group in self.optimizer.param_groups[1:]:
                 for parameter in group["params"]:
                     self.optimizer.state.pop(parameter, None)
@@ -155,19 +155,19 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
         with no_loading_processes():
             training, validation = super().get_dataloaders()
         streams = (
-            (training, self.num_iterations_per_epoch, workers),
-            (validation, self.num_val_iterations_per_epoch, (workers + 1) // 2),
+            (training, self.num_iterations_per_epoch, len(self.losses_before), workers),
+            (validation, self.num_val_iterations_per_epoch, 0, (workers + 1) // 2),
         )
         first, second = (
             load(
                 SeededBatches(batches, (self.settings.seed, stream, self.local_rank)),
-                itertools.count(self.current_epoch * per_epoch),
+                itertools.count(self.current_epoch * per_epoch + done),
                 processes,
                 self.device.type == "cuda",
             )
-            for stream, (batches, per_epoch, processes) in enumerate(streams)
+            for stream, (batches, per_epoch, done, processes) in enumerate(streams)
         )
-        return first, second
+        return self.after_steps_done(first), second
 
     def on_train_end(self) -> None:
         """As in nnU-Net, then end the loaders: no thread may run while processes for the final validation fork."""
@@ -247,6 +247,6 @@ class nnUNetTrainerGenesisFinetune(nnUNetTrainer):  # noqa: N801
         """nnU-Net's checkpoint, written atomically and in plain types, with where the weights came from."""
         if self.local_rank == 0 and not self.disable_checkpointing:
             facts = {"task": "fine-tuning", "settings": self.settings.block(), "versions": versions()}
-            save_plain(super().save_checkpoint, facts, Path(filename))
+            save_plain(super().save_checkpoint, facts | self.progress(), Path(filename))
         else:
             super().save_checkpoint(filename)

@@ -100,6 +100,9 @@ class PretrainingSettings(Settings):
         "cells alone",
         choices=("auto", "yes", "no"),
     )
+    batch_per_device: int = setting(
+        0, "patches per step and process, of which each has a GPU; 0: processes share the plans' batch", at_least=0
+    )
     validation_share: float = setting(
         0.1, "share of the volumes held out for validation (fold all)", above=0, at_most=0.5
     )
@@ -114,11 +117,6 @@ class PretrainingSettings(Settings):
     )
     plot_every: int = setting(50, "epochs between pictures of restored patches", at_least=1, formerly="sheet_every")
     save_every: int = setting(50, "epochs between checkpoints", at_least=1)
-    corrupt_on: str = setting(
-        "auto",
-        "who corrupts training patches: the loading processes or the device that trains; auto: a CUDA device does",
-        choices=("auto", "workers", "device"),
-    )
     seed: int = setting(0, "seed of hold-out, initial weights, crops and corruptions", at_least=0)
     exclude: tuple[str, ...] = setting((), "cases left out, by name, or .txt files of names: those to be tested on")
     recipe: Recipe = field(default=RECIPES[DEFAULT_RECIPE])
@@ -172,6 +170,7 @@ class PretrainingSettings(Settings):
         """
         where = f'the block "genesis" / "pretraining" of the plans {plans.get("plans_name", "")}'
         block = dict(_block(_genesis(plans).get("pretraining", {}), where))
+        block.pop("corrupt_on", None)  # of plans and checkpoints of before: loading processes corrupt, whatever it says
         if "recipe" in block:
             block["recipe"] = read_recipe(block["recipe"], f'{where} / "recipe"')
         return cls().updated(block, where)
@@ -212,6 +211,9 @@ class FineTuningSettings(Settings):
     beta2: float = setting(0.999, "AdamW's decay of squared gradients", at_least=0, at_most=0.999999)
     gradient_clipping: float = setting(
         12.0, "largest norm of the gradient; nnU-Net clips at 12 in any case", above=0, at_most=12
+    )
+    batch_per_device: int = setting(
+        0, "patches per step and process, of which each has a GPU; 0: processes share the plans' batch", at_least=0
     )
     seed: int = setting(0, "seed of initial weights, patches and augmentation", at_least=0)
     weights: str = setting("", 'file of weights beside the plans; "" trains from scratch (control arm)')

@@ -1,4 +1,4 @@
-"""What commands share: a parser with an example, numbers of processes, shares, names of cases, what was left out."""
+"""What commands share: a parser with an example, processes, shards, shares, names of cases, what was left out."""
 
 from __future__ import annotations
 
@@ -36,6 +36,27 @@ def add_checkpoint(parser: argparse.ArgumentParser, text: str, **options: Any) -
 def add_processes(parser: argparse.ArgumentParser) -> None:
     """Add -np, the number of processes."""
     parser.add_argument("-np", type=int, default=4, metavar="N", help="number of processes (%(default)s)")
+
+
+def add_shard(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add --shard, the part of the work that is to be done."""
+    parser.add_argument(
+        "--shard", type=_shard, default=(1, 1), metavar="I/N", help=f"only every N-th {what}, from the I-th on"
+    )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """2/4 → (2, 4)."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text} is not a shard such as 1/4")
+    return int(number), int(count)
+
+
+def say_what_completes(shard: tuple[int, int], what: str) -> None:
+    """After a shard: the run that all shards are followed by."""
+    if shard[1] > 1:
+        print(f"When all {shard[1]} shards have run, run the same command without --shard: it {what}.")
 
 
 def share(text: str) -> float:

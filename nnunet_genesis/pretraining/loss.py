@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from nnunet_genesis.named_classes import is_primus
@@ -29,6 +30,9 @@ class RestorationLoss(nn.Module):
     """Mean squared or absolute error, or 1 - structural similarity, over the voxels whose target is finite.
 
     Models Genesis: L1 in the MICCAI paper, MSE in the MedIA paper, which compares it to SSIM, and in the released code.
+
+    Where several processes train, the mean of their losses, and of their gradients, is that of one process with all of
+    the patches, whatever their shares of patches and of finite voxels.
     """
 
     def __init__(self, kind: str, cell: Sequence[int] | None = None) -> None:
@@ -56,10 +60,18 @@ class RestorationLoss(nn.Module):
         target = self.in_unit(target, target)
         known = torch.isfinite(target)
         if self.kind == "ssim":
-            return (known.float() - similarity(restored, target)).sum() / known.sum().clamp(min=1)
+            return (known.float() - similarity(restored, target)).sum() / share_of_all(known.sum())
         difference = torch.where(known, restored.float() - torch.nan_to_num(target.float()), 0.0)
         error = difference.abs() if self.kind == "l1" else difference.square()
-        return error.sum() / known.sum().clamp(min=1)
+        return error.sum() / share_of_all(known.sum())
+
+
+def share_of_all(count: torch.Tensor) -> torch.Tensor:
+    """One process' equal share of a number (scalar, integer) that is summed over all processes; at least that of 1."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return count.clamp(min=1)
+    dist.all_reduce(count)
+    return count.clamp(min=1) / dist.get_world_size()
 
 
 def validation_loss(kind: str, errors: Mapping[str, float]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
@@ -44,14 +43,15 @@ class StepSchedule(PolyLRScheduler):
         self.settings = settings
         self.position = 0
         super().__init__(optimizer, _number(settings.learning_rate), settings.epochs)
-        optimizer.register_step_post_hook(self._advance)
+        optimizer.register_step_post_hook(lambda *_: self.advance())
 
     def step(self, current_step: int | None = None) -> None:
         """Set the rate of the first step of epoch `current_step`: a resumed training goes on where it was."""
         self._set((current_step or 0) * self.settings.iterations)
 
-    def _advance(self, *_: Any) -> None:
-        self._set(self.position + 1)
+    def advance(self, steps: int = 1) -> None:
+        """Set the rate of a later step."""
+        self._set(self.position + steps)
 
     def _set(self, position: int) -> None:
         self.position = position

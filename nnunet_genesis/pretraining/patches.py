@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from nnunet_genesis.corruption import PairParams, Recipe, apply_params, apply_params_batch, sample_params
+from nnunet_genesis.corruption import PairParams, Recipe, apply_params, sample_params
 from nnunet_genesis.errors import SettingsError, printable
 from nnunet_genesis.ignored_regions import IGNORED, digest_in
 from nnunet_genesis.named_classes import names_primus
@@ -36,8 +35,7 @@ class PatchBatches(Dataset[dict[str, Any]]):
 
     A batch is nnU-Net's dictionary: `data` float32 (B, C, *patch), `target` alike, `keys` the case identifiers.
     Where a volume is smaller than the patch, `data` is padded with 0, as in nnU-Net, and `target` with NaN:
-    voxels without a finite target carry no loss; nor do those that are ignored. If `corrupt` is false, `target` holds
-    the patches as they were cut, and there is no `data` but `params` and `ignored`: `corrupted_on` makes both of them.
+    voxels without a finite target carry no loss; nor do those that are ignored.
 
     Where the recipe leaves masked cells out, crops are padded before they are masked: the cells are those of the patch.
     `data` is then NaN in masked voxels that are to be restored, and nowhere else.
@@ -57,8 +55,6 @@ class PatchBatches(Dataset[dict[str, Any]]):
     seed: int
     stream: int
     minimum_contrast: float
-    corrupt: bool = True
-    """Whether patches are corrupted here, or later in batches."""
     crops_per_volume: int = 1
     """Training patches that are cut from a volume, one after the other."""
     _opened: tuple[str, Any] | None = field(default=None, repr=False)
@@ -74,9 +70,6 @@ class PatchBatches(Dataset[dict[str, Any]]):
         """Batch `number`, counted from 0."""
         begin = number * self.global_batch_size + self.first
         crops, params, keys, ignored = zip(*(self.crop(begin + i) for i in range(self.batch_size)), strict=True)
-        if not self.corrupt:
-            batch = {"keys": list(keys), "params": list(params), "target": self._padded(crops, math.nan)}
-            return batch | {"ignored": list(ignored), "leaves_out": self.recipe.masking.leaves_out}
         corrupted, target = zip(*map(apply_params, crops, params, ignored), strict=True)
         data, goal = self._padded(corrupted, 0.0), self._padded(target, math.nan)
         if self.recipe.masking.leaves_out:
@@ -249,40 +242,6 @@ def pad(patch: torch.Tensor, patch_size: tuple[int, ...], value: float) -> torch
     return torch.nn.functional.pad(patch, sides, value=value)
 
 
-def corrupted_on(device: torch.device, batch: dict[str, Any]) -> dict[str, Any]:
-    """A batch with `params` → the same batch with `data` and `target`, made on a device without the padding."""
-    clean, params = batch["target"].to(device, non_blocking=True), batch["params"]
-    data, target = torch.zeros_like(clean), clean.clone()
-    for shape in sorted({one.shape for one in params}):
-        members = [n for n, one in enumerate(params) if one.shape == shape]
-        window = [slice(None)]
-        for have, want in zip(clean.shape[2:], shape[1:], strict=True):
-            start = (have - want) // 2  # where `pad` puts it
-            window.append(slice(start, start + want))
-        crops = torch.stack([clean[n][tuple(window)] for n in members])
-        ignored = None
-        if any(batch["ignored"][n] is not None for n in members):
-            nothing = torch.zeros(shape[1:], dtype=torch.bool)
-            found = [nothing if batch["ignored"][n] is None else batch["ignored"][n] for n in members]
-            ignored = torch.stack(found).to(device)
-        pairs = apply_params_batch(crops, [params[n] for n in members], ignored)
-        for n, corrupted, restored in zip(members, *pairs, strict=True):
-            data[n][tuple(window)], target[n][tuple(window)] = corrupted, restored
-    if batch["leaves_out"]:
-        data = shown_unless_restored(data, target)
-    return {**batch, "data": data, "target": target}
-
-
 def shown_unless_restored(data: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Input (B, C, *patch) of a network that gets nothing of NaN, with 0 for NaN that is not to be restored."""
     return data.masked_fill(data.isnan() & ~target.isfinite(), 0.0)
-
-
-def corrupted_ahead(device: torch.device, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """`corrupted_on` for endless batches, in a thread, one batch ahead: a GPU is fed while it trains."""
-    with ThreadPoolExecutor(1, "corruption") as thread:
-        following = thread.submit(lambda: corrupted_on(device, next(batches)))
-        while True:
-            batch = following.result()
-            following = thread.submit(lambda: corrupted_on(device, next(batches)))
-            yield batch

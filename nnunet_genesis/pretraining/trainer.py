@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import autocast, nn
 
@@ -37,16 +36,16 @@ from nnunet_genesis.pretraining.loss import (
     told,
     validation_loss,
 )
-from nnunet_genesis.pretraining.optimiser import optimiser_of
+from nnunet_genesis.pretraining.optimiser import StepSchedule, optimiser_of
 from nnunet_genesis.pretraining.patches import (
     TRAINING,
     VALIDATION,
     PatchBatches,
-    corrupted_ahead,
     fitted,
     hold_out,
 )
 from nnunet_genesis.pretraining.restoration_log import RestorationLog, draw_restored
+from nnunet_genesis.ranks import RankedTrainer
 from nnunet_genesis.settings import CONVOLUTIONAL, TRANSFORMER, PretrainingSettings
 from nnunet_genesis.volume_index import IndexedVolumes, VolumeIndex, index_of
 
@@ -60,7 +59,7 @@ class NoImprovement(Exception):  # noqa: N818 (no error)
     """Held-out restoration no longer improves: nnU-Net's loop over epochs has no other way out."""
 
 
-class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
+class nnUNetTrainerGenesisPretrain(RankedTrainer):  # noqa: N801
     """Pre-train the network of the plans by restoring corrupted patches (Models Genesis, Zhou et al. 2019, 2021).
 
     Settings come from `plans["genesis"]["pretraining"]`; without that block the defaults hold. The output has as
@@ -200,18 +199,14 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         self._record_cases({*training, *validation})
         workers = get_allowed_n_proc_DA()
         # a resumed training goes on where the stream of batches stopped
-        numbers = itertools.count(self.current_epoch * self.num_iterations_per_epoch)
+        numbers = itertools.count(self.current_epoch * self.num_iterations_per_epoch + len(self.losses_before))
         compile_loops()
         train = load(self._batches(training, TRAINING), numbers, workers, self.device.type == "cuda")
-        if self.corrupts_on_device:
-            train = corrupted_ahead(self.device, train)
         loading = f"by {workers} loading processes" if workers else "in the training process"
-        who = f"in batches, on {self.device}" if self.corrupts_on_device else loading
-        self.print_to_log_file(f"Training patches are corrupted {who}")
+        self.print_to_log_file(f"Patches are corrupted {loading}")
         repeated = itertools.cycle(range(self.num_val_iterations_per_epoch))
-        # validation is always corrupted by the workers: its patches are the same ones whatever the device
         held_out = self._batches(validation, VALIDATION)
-        return train, load(held_out, repeated, (workers + 1) // 2, self.device.type == "cuda")
+        return self.after_steps_done(train), load(held_out, repeated, (workers + 1) // 2, self.device.type == "cuda")
 
     def _record_cases(self, cases: set[str]) -> None:
         """Note for `leaks` which images this training sees: those that validate choose the best checkpoint.
@@ -229,7 +224,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
 
     def _batches(self, cases: list[str], stream: int, recipe: Recipe | None = None) -> PatchBatches:
         everything = self.configuration_manager.batch_size
-        ranks = dist.get_world_size() if self.is_ddp else 1
+        ranks = self.processes
         # the first ranks take one patch more where the batch does not divide evenly: nnU-Net's rule
         first = self.local_rank * (everything // ranks) + min(self.local_rank, everything % ranks)
         return PatchBatches(
@@ -243,14 +238,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
             stream=stream,
             minimum_contrast=self.settings.minimum_contrast,
             crops_per_volume=self.settings.crops_per_volume,
-            corrupt=stream == VALIDATION or not self.corrupts_on_device,
         )
-
-    @property
-    def corrupts_on_device(self) -> bool:
-        """Whether training patches are corrupted in batches, by the device that trains."""
-        choice = self.settings.corrupt_on
-        return choice == "device" or (choice == "auto" and self.device.type == "cuda")
 
     def run_training(self) -> None:
         """As in nnU-Net, to the last epoch or to that after which patience has come to an end."""
@@ -293,6 +281,12 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
         super().on_train_end()
         self.dataloader_train = self.dataloader_val = None
 
+    def on_train_epoch_start(self) -> None:
+        """As in nnU-Net; a schedule by the step goes on after those that were done before."""
+        super().on_train_epoch_start()
+        if isinstance(self.lr_scheduler, StepSchedule):
+            self.lr_scheduler.advance(len(self.losses_before))
+
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Errors of each patch of a batch."""
         corrupted = batch["data"].to(self.device, non_blocking=True)
@@ -301,7 +295,9 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
             restored = self.network(corrupted)
         guessed = {"copy_mse": corrupted} if self.cell is None else guesses(corrupted, self.cell)
         guessed = {name: self.loss.in_unit(guess, target) for name, guess in guessed.items()}
-        return {"errors": restoration_errors(restored, self.loss.in_unit(target, target), guessed)}
+        errors = restoration_errors(restored, self.loss.in_unit(target, target), guessed)
+        self.stop_if_asked()
+        return {"errors": errors}
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         """Log the errors of restoration and of baselines over the patches of all processes."""
@@ -312,11 +308,7 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
 
     def _gathered(self, outputs: list[dict[str, Any]]) -> dict[str, float]:
         errors = [error for output in outputs for error in output["errors"]]
-        if self.is_ddp:
-            parts: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(parts, errors)
-            errors = [error for gathered in parts for error in gathered]
-        return mean_errors(errors)
+        return mean_errors([error for gathered in self.gathered(errors) for error in gathered])
 
     def on_epoch_end(self) -> None:
         """Report the epoch, save checkpoints, draw progress and restored patches."""
@@ -360,16 +352,20 @@ class nnUNetTrainerGenesisPretrain(nnUNetTrainer):  # noqa: N801
 
     def describe(self) -> dict[str, Any]:
         """What a reader of the checkpoint should know, in plain types."""
-        return {
-            "task": HIDDEN_TASK if self.settings.recipe.masking.leaves_out else TASK,
-            "channel_names": channel_names(self.dataset_json),
-            "spacing": list(self.configuration_manager.spacing),
-            "patch_size": list(self.configuration_manager.patch_size),
-            "normalization_schemes": list(self.configuration_manager.normalization_schemes),
-            "architecture": self.configuration_manager.configuration["architecture"],
-            "settings": self.settings.block(),
-            "versions": versions(),
-        } | self.seen
+        return (
+            {
+                "task": HIDDEN_TASK if self.settings.recipe.masking.leaves_out else TASK,
+                "channel_names": channel_names(self.dataset_json),
+                "spacing": list(self.configuration_manager.spacing),
+                "patch_size": list(self.configuration_manager.patch_size),
+                "normalization_schemes": list(self.configuration_manager.normalization_schemes),
+                "architecture": self.configuration_manager.configuration["architecture"],
+                "settings": self.settings.block(),
+                "versions": versions(),
+            }
+            | self.seen
+            | self.progress()
+        )
 
     @torch.no_grad()
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:

@@ -46,6 +46,24 @@ def test_the_papers_splits_of_luna16(source, raw, split, scans):
     assert make_luna(source, raw, training, validation).already_there == scans
 
 
+def test_shards_leave_the_folds_to_the_run_that_completes_the_dataset(source, raw, monkeypatch, capsys):
+    """A dataset without its folds would be split at random."""
+    write_luna16(source)
+    monkeypatch.setenv("nnUNet_raw", str(raw))
+    words = ("dataset", "luna16", source, "-d", 516, "-np", 1, "--split", "released")
+    for number in (2, 1):
+        assert run_genesis(*words, "--shard", f"{number}/2") == 0
+        assert [path.name for path in (raw / "Dataset516_LUNA16").glob("*.json")] == ["import_report.json"]
+    assert "4 cases imported" in (printed := capsys.readouterr().out)
+    assert "run the same command without --shard" in printed
+    assert "fold 0 trains" not in printed
+    assert run_genesis(*words) == 0
+    assert "0 cases imported" in capsys.readouterr().out
+    (fold,) = json.loads((raw / "Dataset516_LUNA16" / "splits_final.json").read_text())
+    assert fold["val"] == [uid(5), uid(6)]
+    assert description(raw / "Dataset516_LUNA16")["challenge"]["subsets"]["training"] == [0, 1, 2, 3, 4]
+
+
 def test_a_dataset_with_scans_that_are_to_be_held_out_is_refused(source, raw):
     write_luna16(source)
     make_luna(source, raw, [8, 9])
