@@ -6,8 +6,9 @@ A few synthetic volumes are preprocessed, and linked (hard links, a few MB in al
 each size. Each measurement is the start of a real nnUNetTrainerGenesisPretrain in a process of its own: from the start
 of the process to the first batch, then batches that are taken as fast as loading processes make them, nothing trained.
 Memory is that of the loading processes after these batches (/proc/PID/smaps_rollup, Linux): private to one ("USS"), and
-with its share of what is shared ("PSS"). Sizes take turns, `--repeat` times; medians are shown. The index of links is
-that of the few volumes, row by row; how long it takes to compute is measured on the few.
+with its share of what is shared ("PSS"); of the trainer's own process, what is private and no page of a file. Sizes
+take turns, `--repeat` times; medians are shown. The index of links is that of the few volumes, row by row; how long it takes
+to compute is measured on the few.
 """
 
 from __future__ import annotations
@@ -134,6 +135,7 @@ def runs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 environment = os.environ | {"nnUNet_n_proc_DA": str(options.workers), "STARTED": str(time.time())}
                 shown = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True,
                                        env=environment).stdout  # fmt: skip
+                print(shown.splitlines()[-1], flush=True)
                 yield {"cases": cases, "crops": crops, **json.loads(shown.splitlines()[-1])}
                 shutil.rmtree(os.environ["nnUNet_results"], ignore_errors=True)
 
@@ -169,7 +171,7 @@ def measured(dataset: str, crops: list[int], options: argparse.Namespace) -> dic
         "cpu_ms_per_patch": 1000 * used / patches,
         "uss_mb": max(memory_of(child)[0] for child in children()),
         "pss_mb": max(memory_of(child)[1] for child in children()),
-        "main_uss_mb": memory_of(os.getpid())[0],
+        "main_dirty_mb": memory_of(os.getpid())[2],
         "checkpoint_bytes": (Path(trainer.output_folder) / "checkpoint_final.pth").stat().st_size,
         "beside_bytes": beside,
     }
@@ -186,11 +188,11 @@ def children() -> list[int]:
     return found
 
 
-def memory_of(pid: int) -> tuple[float, float]:
-    """USS and PSS of a process in MB."""
+def memory_of(pid: int) -> tuple[float, float, float]:
+    """USS and PSS of a process in MB, and what of its USS is no copy of a file."""
     lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
     sizes = {name: int(value) / 1000 for name, value, *_ in lines}
-    return sizes["Private_Clean:"] + sizes["Private_Dirty:"], sizes["Pss:"]
+    return sizes["Private_Clean:"] + sizes["Private_Dirty:"], sizes["Pss:"], sizes["Private_Dirty:"]
 
 
 def cpu_seconds() -> float:
@@ -210,7 +212,7 @@ COLUMNS = {
     "cpu_ms_per_patch": "CPU ms/patch",
     "uss_mb": "USS, MB",
     "pss_mb": "PSS, MB",
-    "main_uss_mb": "USS of the trainer, MB",
+    "main_dirty_mb": "trainer itself, MB",
     "checkpoint_bytes": "checkpoint, bytes",
     "beside_bytes": "record beside it, bytes",
 }
