@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_genesis.errors import GenesisError
+from nnunet_genesis.errors import GenesisError, printable
 
 LEFT_OUT = 2
 """Exit code when the work was done but for some cases."""
@@ -73,7 +73,7 @@ def left_out(reasons: dict[str, str], advice: str) -> int:
         return 0
     print(f"{len(reasons)} left out ({advice}):", file=sys.stderr)
     for what, why in reasons.items():
-        print(f"  {what}: {why}", file=sys.stderr)
+        print(f"  {printable(what)}: {printable(why)}", file=sys.stderr)
     return LEFT_OUT
 
 

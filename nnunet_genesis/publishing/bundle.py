@@ -82,6 +82,7 @@ def write_bundle(checkpoint: str | Path, folder: Path, about: About) -> dict[str
     source = read_pretrained(path)
     if about.cases and not isinstance(source.cases, Mapping):
         raise HubError(f"{path} has no record of its cases to publish. Leave --cases out.")
+    folder = folder.absolute()  # "." has no name
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".incomplete_{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)

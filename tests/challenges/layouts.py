@@ -15,7 +15,7 @@ import SimpleITK as sitk
 SHAPE = (8, 8, 8)
 SPACING = (0.7, 0.8, 2.5)
 ORIGIN = (-12.5, 33.25, 101.0)
-DIRECTION = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
+DIRECTION = (0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # no equal of its own transpose
 
 MSD = {
     "Task01_BrainTumour": (("FLAIR", "T1w", "t1gd", "T2w"), ("edema", "non-enhancing tumor", "enhancing tumour"),

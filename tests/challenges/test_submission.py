@@ -373,3 +373,25 @@ def test_encrypted_and_damaged_members_are_named(archive):
         assert opened.infolist()[0].flag_bits & 1
     archive.write_bytes(bytes(data))
     assert checked(archive)[0].startswith(f"{FIRST}: cannot be unpacked")
+
+
+def test_test_images_that_could_not_be_used_are_still_wanted(liver, raw, tmp_path):
+    """Neither a damaged test image nor one without its first channel makes an archive complete that lacks it."""
+    task, predictions, archive = liver
+    (task / "imagesTs/liver_200.nii.gz").write_bytes(b"damaged")
+    folder = make(msd.find_download(task), raw).folder
+    (predictions / "Task03_Liver/liver_200.nii.gz").unlink()
+    assert attempt(msd.plan_submission, predictions, folder, archive) == [
+        "Task03_Liver/liver_200.nii.gz: its test image is missing"
+    ]
+    content = json.loads((folder / "dataset.json").read_text())
+    content["challenge"]["test"] = ["../../x"]
+    (folder / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match='"test" must be a list of names of cases'):
+        msd.plan_submission(predictions, folder, True)
+    cases = write_brats21(tmp_path)
+    next(cases.rglob("BraTS2021_00013_t1.nii.gz")).unlink()
+    plan = brats.plan_submission(None, cases)
+    assert [(wanted.member, wanted.image is None) for wanted in plan.wanted] == [
+        ("BraTS2021_00001.nii.gz", False), ("BraTS2021_00013.nii.gz", True)
+    ]  # fmt: skip

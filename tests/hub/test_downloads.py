@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.request import Request
 
 import pytest
@@ -71,6 +72,27 @@ def test_other_machines_do_not_lead_to_this_one():
         _Redirects(False).http_error_302(request, io.BytesIO(), 302, "", {"Location": "http://localhost/w.pth"})  # type: ignore[arg-type]
 
 
+def test_no_other_header_leads_away(hub):
+    """urllib follows "URI" as well, to unencrypted places too."""
+    hub.pages["/w.pth"] = (302, {"URI": "http://example.org/x"}, b"")
+    fails(f"{hub.url}/w.pth", "answers 302")
+    assert len(hub.requests) > 1  # of the same address
+
+
+def test_the_body_of_a_redirect_is_not_read():
+    class Endless(io.BytesIO):
+        def read(self, *_):
+            raise AssertionError("was read")
+
+    body, opened = Endless(), []
+    redirects = _Redirects(True)
+    redirects.add_parent(SimpleNamespace(open=lambda request, timeout: opened.append(request.full_url)))
+    request = Request("https://example.org/w.pth")
+    request.timeout = 1
+    redirects.http_error_302(request, body, 302, "", {"Location": "/far?key=1"})  # type: ignore[arg-type]
+    assert (opened, body.closed) == (["https://example.org/far?key=1"], True)
+
+
 def test_circles_end(hub):
     hub.pages["/w.pth"] = (302, {"Location": "/w.pth"}, b"")
     fails(f"{hub.url}/w.pth", "answers 302")
@@ -107,6 +129,9 @@ def test_large_files_are_refused_announced_or_not(hub, content, monkeypatch):
 def test_servers_that_refuse_or_are_not_there_are_one_line(hub):
     fails(f"{hub.url}/none.pth", r"answers 404 .* Check the address")
     fails("http://127.0.0.1:9/w.pth", "cannot be fetched .*refused")
+    fails("http://127.0.0.1:9/ä.pth", "has letters that no address has. Write them as %XX")
+    hub.pages["/w.pth"] = (200, {"Content-Length": "9" * 5000, "Connection": "close"}, b"<html>")
+    fails(f"{hub.url}/w.pth", "is a web page")
 
 
 def test_what_was_interrupted_is_fetched_anew(hub, content):

@@ -72,6 +72,14 @@ def test_u_nets_come_back_bit_for_bit(kind, tmp_path):
     assert alike(read_pretrained(path), read_pretrained(located(tmp_path / "weights")))
 
 
+def test_the_empty_folder_one_is_in_may_be_named(tmp_path, monkeypatch):
+    path, _ = checkpoint(tmp_path, "plain 3D", ["T1"])
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_bundle(path, Path(), ABOUT)
+    assert sorted(file.name for file in (tmp_path / "here").iterdir()) == ["README.md", CONFIG, WEIGHTS]
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_other_kinds_of_files_come_back_with_what_was_assumed(tmp_path, half):
     """A Primus whose file tells its patch nowhere else, and an nnU-Net v1 with kernels that v2 would not have."""
