@@ -7,8 +7,8 @@ each size. Each measurement is the start of a real nnUNetTrainerGenesisPretrain 
 of the process to the first batch, then batches that are taken as fast as loading processes make them, nothing trained.
 Memory is that of the loading processes after these batches (/proc/PID/smaps_rollup, Linux): private to one ("USS"), and
 with its share of what is shared ("PSS"); of the trainer's own process, what is private and no page of a file. Sizes
-take turns, `--repeat` times; medians are shown. The index of links is that of the few volumes, row by row; how long it takes
-to compute is measured on the few.
+take turns, `--repeat` times; medians are shown. The index of links is that of the few volumes, row by row; how long it
+takes to compute is measured on the few.
 """
 
 from __future__ import annotations
