@@ -1,11 +1,10 @@
-"""How long the corruptions take, against the original code, the memory bus and a training step; as Markdown tables.
+"""How long the corruptions take, against the original code and the memory bus; as Markdown tables.
 
     python benchmarks/corruptions.py --json corruptions.json
     python benchmarks/corruptions.py --reference ModelsGenesis      # a clone of github.com/MrGiovanni/ModelsGenesis
 
-CPU times are of `make_pair`, sampling included, on one core and one thread. Device times (a CUDA device where there is
-one; `--device cpu` runs the same code without one) are of `apply_params_batch` on a batch of two; the loading processes
-sample for it. Patches have one channel and are synthetic: smooth with 5 % noise, z-scored, float32.
+Times are of `make_pair`, sampling included, on one core and one thread. Patches have one channel and are synthetic:
+smooth with 5 % noise, z-scored, float32.
 
 The recipe `released` shuffles every other patch, which makes its times bimodal: its mean over the same samples decides
 what pairs cost, not its median. Samples are stratified: exactly half of the patches are shuffled, here and in the
@@ -29,13 +28,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import add_device, bandwidth, facts, machine, seconds, size, smooth_volume, table
+from measuring import bandwidth, facts, machine, seconds, size, smooth_volume, table
 from memory import can_be_told, memory_copies
 from original import Original
-from stratified import BATCH, batches_of, strata
-from training_step import STOCK_FEATURES, STOCK_PATCH, time_step
+from stratified import strata
 
-from nnunet_genesis.corruption import RECIPES, Recipe, apply_params_batch, compile_loops, make_pair, sample_params
+from nnunet_genesis.corruption import RECIPES, Recipe, compile_loops, make_pair
 from nnunet_genesis.files import write_json
 
 RECIPE = "released"
@@ -48,31 +46,25 @@ def main() -> None:
     options = parse_options()
     torch.set_num_threads(1)
     compile_loops()
-    device = None if options.device == "none" else torch.device(options.device)
-    speeds = {"cpu": bandwidth(None)} | ({"device": bandwidth(device)} if device else {})
+    speed = bandwidth()
     rows, rounds = [], {}
     for patch in options.patch:
         samples = options.samples or (100 if math.prod(patch) <= 2**18 else 20)
         print(f"{size(patch)}: {samples} samples …", file=sys.stderr, flush=True)
         volume = smooth_volume(patch, 0)[None]
-        found, ratios = on_cpu(volume, options.reference, samples, options.rounds)
-        rows += [row | _limit(row, patch, 1, speeds["cpu"]) for row in found]
+        found, ratios = measured(volume, options.reference, samples, options.rounds)
+        rows += [row | _limit(row, patch, speed) for row in found]
         rounds |= {size(patch): ratios} if ratios else {}
-        if device:
-            on_it = on_device(volume, device, samples)
-            rows += [row | _limit(row, patch, BATCH, speeds["device"]) for row in on_it]
     results: dict[str, Any] = {
-        "machine": machine(device),
-        "bandwidth_gb_per_s": {name: speed / 1e9 for name, speed in speeds.items()},
+        "machine": machine(None),
+        "bandwidth_gb_per_s": speed / 1e9,
         "timings": rows,
         "memory_in_patch_copies": {size(patch): memory_copies(patch) for patch in options.patch if can_be_told(patch)},
     }
     if rounds:
         results["ratio_to_reference"] = {name: statistics.median(ratios) for name, ratios in rounds.items()}
         results["ratio_to_reference_by_round"] = rounds
-    if device and options.step_patch:
-        results["step"] = time_step(device, options.step_patch, options.step_features, options.step_repeats)
-    report(results, device)
+    report(results)
     if options.json:
         write_json(results, options.json)
 
@@ -81,8 +73,8 @@ def parse_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    patch = {"type": int, "nargs": 3, "metavar": ("Z", "Y", "X")}
-    add("--patch", action="append", help="patch size, repeatable (64 64 32, 128 128 128 and 160 160 160)", **patch)
+    add("--patch", type=int, nargs=3, action="append", metavar=("Z", "Y", "X"),
+        help="patch size, repeatable (64 64 32, 128 128 128 and 160 160 160)")  # fmt: skip
     add(
         "--samples",
         type=int,
@@ -91,17 +83,9 @@ def parse_options() -> argparse.Namespace:
     )
     add("--rounds", type=int, default=3, metavar="N", help="rounds of the full recipe (%(default)s)")
     add("--reference", type=Path, metavar="DIR", help="clone of Models Genesis; it takes patch edges from 20 voxels")
-    add_device(parser, "none", "cpu")
-    add(
-        "--step-patch", help="patch of the training step (128 128 128 on CUDA; elsewhere no step unless given)", **patch
-    )
-    add("--step-features", type=int, nargs="+", default=STOCK_FEATURES, metavar="N", help="features of its stages")
-    add("--step-repeats", type=int, default=20, metavar="N", help="timed steps (%(default)s)")
     add("--json", type=Path, metavar="FILE", help="write the results here, too")
     options = parser.parse_args()
     options.patch = options.patch or PATCHES
-    if options.step_patch is None and options.device == "cuda":
-        options.step_patch = STOCK_PATCH
     if options.samples is not None and (options.samples < 2 or options.samples % 2):
         parser.error("--samples must be even and at least 2: half of the patches are shuffled")
     if options.reference:
@@ -112,15 +96,15 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def on_cpu(
+def measured(
     volume: torch.Tensor, original: Original | None, samples: int, rounds: int
 ) -> tuple[list[dict[str, Any]], list[float]]:
-    """Rows of the CPU path, and the ratio to the original code in each round."""
+    """A row for each corruption and for the recipe, and the ratio to the original code in each round."""
     rows = []
     for name, recipe in RECIPES[RECIPE].alone().items():
         ours = pair_times(volume, (recipe,), samples, 0)
         theirs = part_times(volume, original, name, max(3, samples // 4)) if original else []
-        row = _row(volume.shape[1:], name, "CPU, one core, patch", ours)
+        row = _row(volume.shape[1:], name, ours)
         if theirs:
             median = 1000 * statistics.median(theirs)
             row |= {"original_ms": median, "ratio_to_original": median / row["median_ms"]}
@@ -133,7 +117,7 @@ def on_cpu(
             reference = original_times(volume, original, samples, number)
             theirs += reference
             ratios.append(sum(reference) / sum(block))
-    row = _row(volume.shape[1:], RECIPE, "CPU, one core, patch", ours)
+    row = _row(volume.shape[1:], RECIPE, ours)
     if ratios:
         row |= {"original_ms": 1000 * statistics.mean(theirs), "ratio_to_original": statistics.median(ratios)}
     return [*rows, row], ratios
@@ -165,42 +149,24 @@ def part_times(volume: torch.Tensor, original: Original, name: str, samples: int
     return [seconds(lambda: part(patch)) for _ in range(samples)]
 
 
-def on_device(volume: torch.Tensor, device: torch.device, samples: int) -> list[dict[str, Any]]:
-    """Rows of the batched path."""
-    clean, rng = torch.stack([volume, volume.flip(1)]).to(device), np.random.default_rng(0)
-    batches = {
-        name: [[sample_params(volume.shape, recipe, rng) for _ in range(BATCH)] for _ in range(samples)]
-        for name, recipe in RECIPES[RECIPE].alone().items()
-    }
-    batches[RECIPE] = batches_of(RECIPES[RECIPE], volume.shape, 4 * math.ceil(samples / 4))
-    rows = []
-    for name, params in batches.items():
-        for one in params[-3:]:
-            apply_params_batch(clean, one)
-        times = [seconds(lambda one=one: apply_params_batch(clean, one), device) for one in params]  # type: ignore[misc]
-        rows.append(_row(volume.shape[1:], name, f"{device.type}, batch of {BATCH}", times))
-    return rows
-
-
-def _row(patch: Sequence[int], name: str, path: str, times: Sequence[float]) -> dict[str, Any]:
+def _row(patch: Sequence[int], name: str, times: Sequence[float]) -> dict[str, Any]:
     median, mean = 1000 * statistics.median(times), 1000 * statistics.mean(times)
-    return {"patch": size(patch), "corruption": name, "path": path, "samples": len(times), "median_ms": median,
+    return {"patch": size(patch), "corruption": name, "samples": len(times), "median_ms": median,
             "mean_ms": mean}  # fmt: skip
 
 
-def _limit(row: dict[str, Any], patch: Sequence[int], patches: int, bytes_per_second: float) -> dict[str, float]:
-    """Share of the physical limit: the time to read and write the patches once, divided by the mean time."""
-    fastest = 1000 * 2 * FLOAT32 * math.prod(patch) * patches / bytes_per_second
+def _limit(row: dict[str, Any], patch: Sequence[int], bytes_per_second: float) -> dict[str, float]:
+    """Share of the physical limit: the time to read and write the patch once, divided by the mean time."""
+    fastest = 1000 * 2 * FLOAT32 * math.prod(patch) / bytes_per_second
     return {"share_of_limit": fastest / row["mean_ms"]}
 
 
-def report(results: dict[str, Any], device: torch.device | None) -> None:
+def report(results: dict[str, Any]) -> None:
     """Print the tables."""
-    keys = ("patch", "corruption", "path", "samples", "median_ms", "mean_ms", "original_ms", "ratio_to_original")
+    keys = ("patch", "corruption", "samples", "median_ms", "mean_ms", "original_ms", "ratio_to_original")
     header = (
         "patch",
         "corruption",
-        "path",
         "samples",
         "median ms",
         "mean ms",
@@ -209,22 +175,16 @@ def report(results: dict[str, Any], device: torch.device | None) -> None:
         "of limit",
     )
     print(table(header, ([*map(row.get, keys), f"{row['share_of_limit']:.1%}"] for row in results["timings"])))
-    speeds = ", ".join(f"{name} {speed:.3g} GB/s" for name, speed in results["bandwidth_gb_per_s"].items())
     print(
         f"\nOriginal: mean for `{RECIPE}` (whose mean decides, it is bimodal), median for single corruptions. Limit: "
-        f"patch read and written once at measured bandwidth ({speeds}), divided by the mean.\n"
+        f"patch read and written once at measured bandwidth ({results['bandwidth_gb_per_s']:.3g} GB/s), divided by the "
+        "mean.\n"
     )
     if results["memory_in_patch_copies"]:
-        header = ("patch", "peak memory of the CPU path, in patch copies")
+        header = ("patch", "peak memory, in patch copies")
         print(table(header, results["memory_in_patch_copies"].items()))
         print("\nBeyond the given patch, the returned pair included; resident memory of a fresh process.\n")
-    if "step" in results:
-        step = results["step"]
-        print(f"Forward and backward pass, batch of {BATCH}, {size(step['patch'])}, features {step['features']}: "
-              f"{step['step_ms']:.1f} ms\n")  # fmt: skip
-        rows = [(name, *step[name].values()) for name in ("paper", "released")]
-        print(table(("recipe", "pairs of a batch, mean ms", "% of the step"), rows) + "\n")
-    print(facts(device))
+    print(facts(None))
 
 
 if __name__ == "__main__":

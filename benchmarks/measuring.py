@@ -1,4 +1,4 @@
-"""What both benchmarks need: a clock, the machine in words, its memory bandwidth, synthetic volumes, tables."""
+"""What benchmarks need: a clock, the machine in words, its memory bandwidth, synthetic volumes, tables."""
 
 from __future__ import annotations
 
@@ -83,13 +83,8 @@ def torch_device_name(device: torch.device) -> str:
     return f"{torch.cuda.get_device_name(device)} (cuda)" if device.type == "cuda" else device.type
 
 
-def bandwidth(device: torch.device | None) -> float:
-    """Bytes read and written per second while a large array is copied: by one core with numpy, or by a device."""
-    if device is not None and device.type == "cuda":
-        source = torch.ones(4 * LARGE, dtype=torch.uint8, device=device)
-        target = torch.zeros_like(source)
-        times = [seconds(lambda: target.copy_(source), device) for _ in range(20)]
-        return 2 * source.numel() / min(times[1:])
+def bandwidth() -> float:
+    """Bytes read and written per second while one core copies a large array with numpy."""
     array, copy = np.ones(LARGE, dtype=np.uint8), np.zeros(LARGE, dtype=np.uint8)
     return 2 * LARGE / min(seconds(lambda: np.copyto(copy, array)) for _ in range(5))
 

@@ -1,4 +1,4 @@
-"""Peak memory of the CPU path in copies of the patch, in a fresh process; `memory.py Z Y X` prints it."""
+"""Peak memory of a pair in copies of the patch, in a fresh process; `memory.py Z Y X` prints it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def can_be_told(patch: Sequence[int]) -> bool:
 
 
 def memory_copies(patch: Sequence[int]) -> float:
-    """Peak memory of the CPU path beyond the patch itself, in copies of the patch (float32, one channel).
+    """Peak memory of a pair beyond the patch itself, in copies of the patch (float32, one channel).
 
     In a fresh process, whose high-water mark of resident memory is set back before the pairs, and whose malloc keeps
     nothing large that was freed (it would be used again unseen). `ru_maxrss` would not do: it cannot be set back, and

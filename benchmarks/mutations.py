@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import faults
+from small_faults import faults
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TESTS = {

@@ -4,8 +4,8 @@
     python benchmarks/pretraining_throughput.py -d 501 -c 3d_fullres -p nnUNetGenesisPlans     # your own dataset
 
 A real nnUNetTrainerGenesisPretrain trains on a preprocessed dataset: one of yours, or a synthetic one that is written,
-imported, planned and preprocessed in a temporary folder. Rows differ in the number of loading processes and in who
-corrupts (`corrupt_on`). The baseline, measured before and after them, trains on one batch that stays on the device:
+imported, planned and preprocessed in a temporary folder. Rows differ in the number of loading processes, which also
+corrupt. The baseline, measured before and after them, trains on one batch that stays on the device:
 nothing is loaded and nothing corrupted (as in nnU-Net's benchmark without data loading). Only training steps are
 timed, no validation. On CUDA, "peak GB" is the most that tensors held, "taken GB" all of the device that was in use
 (as nvidia-smi shows it). Before timing, every row trains on more batches than its loaders prefetch. Waiting is the time
@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,6 @@ def parse_options() -> argparse.Namespace:
     add_device(parser, "cpu")
     add("--workers", type=int, nargs="+", default=[0, 1, 2, 4, 8, 12], metavar="N", help="loading processes; numbers "
         "above that of the cores are left out, as nnU-Net would not start so many")  # fmt: skip
-    add("--corrupt-on", nargs="+", choices=("workers", "device"), default=["workers", "device"], help="who corrupts")
     add("--iterations", type=int, metavar="N", help="timed steps (100 on CUDA, 20 on the CPU)")
     add("--warm-up", type=int, default=10, metavar="N", help="least number of untimed steps before (%(default)s)")
     synthetic = parser.add_argument_group("synthetic dataset").add_argument
@@ -132,10 +130,9 @@ def measure(trainer: Any, options: argparse.Namespace) -> dict[str, Any]:
     batch = resident_batch(trainer)
     baseline = [baseline_run(trainer, batch, options)]
     rows = []
-    for corrupt_on in options.corrupt_on:
-        for workers in options.workers:
-            print(f"{workers} loading processes, corrupted on {corrupt_on} …", flush=True)
-            rows.append(loaded_run(trainer, workers, corrupt_on, options))
+    for workers in options.workers:
+        print(f"{workers} loading processes …", flush=True)
+        rows.append(loaded_run(trainer, workers, options))
     baseline.append(baseline_run(trainer, batch, options))
     usual = sum(run["seconds"] for run in baseline) / len(baseline)
     for row in rows:
@@ -154,15 +151,14 @@ def measure(trainer: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 def resident_batch(trainer: Any) -> dict[str, torch.Tensor]:
     """One corrupted batch on the trainer's device."""
-    training, _ = loaders(trainer, 0, "workers")
+    training, _ = loaders(trainer, 0)
     batch = next(training)
     return {key: batch[key].to(trainer.device) for key in ("data", "target")}
 
 
-def loaders(trainer: Any, workers: int, corrupt_on: str) -> Any:
+def loaders(trainer: Any, workers: int) -> Any:
     """The trainer's batches to train and to validate on; their processes end when nothing refers to them any more."""
     os.environ["nnUNet_n_proc_DA"] = str(workers)
-    trainer.settings = replace(trainer.settings, corrupt_on=corrupt_on)
     return trainer.get_dataloaders()
 
 
@@ -171,12 +167,12 @@ def baseline_run(trainer: Any, batch: dict[str, torch.Tensor], options: argparse
     return timed_steps(trainer, itertools.repeat(batch), options.warm_up, options.iterations)
 
 
-def loaded_run(trainer: Any, workers: int, corrupt_on: str, options: argparse.Namespace) -> dict[str, Any]:
+def loaded_run(trainer: Any, workers: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train as usual, with some loading processes; those for validation prefetch and then rest, as they do always."""
-    training, _validation = loaders(trainer, workers, corrupt_on)
+    training, _validation = loaders(trainer, workers)
     warm_up = max(options.warm_up, PREFETCHED * workers + 1)
     timed = timed_steps(trainer, training, warm_up, options.iterations)
-    return {"workers": workers, "corrupt_on": "device" if trainer.corrupts_on_device else "workers", **timed}
+    return {"workers": workers, **timed}
 
 
 def timed_steps(trainer: Any, batches: Iterator[dict[str, Any]], warm_up: int, iterations: int) -> dict[str, float]:
@@ -198,10 +194,10 @@ def timed_steps(trainer: Any, batches: Iterator[dict[str, Any]], warm_up: int, i
 
 def report(results: dict[str, Any], device: torch.device) -> None:
     """Print the table."""
-    runs = [{"workers": None, "corrupt_on": "baseline: always one batch"} | run for run in results["baseline"]]
-    keys = ("workers", "corrupt_on", "patches_per_s", "seconds", "waiting_share", "ratio_to_baseline",
+    runs = [{"workers": "none: always one batch"} | run for run in results["baseline"]]
+    keys = ("workers", "patches_per_s", "seconds", "waiting_share", "ratio_to_baseline",
             "peak_gb", "taken_gb")  # fmt: skip
-    header = ("loading processes", "corrupted on", "patches/s", "seconds", "waiting", "time / baseline", "peak GB",
+    header = ("loading processes", "patches/s", "seconds", "waiting", "time / baseline", "peak GB",
               "taken GB")  # fmt: skip
     rows = [run | {"waiting_share": f"{run['waiting_share']:.1%}"} for run in (*runs[:1], *results["rows"], *runs[1:])]
     print(table(header, (map(row.get, keys) for row in rows)))

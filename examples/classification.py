@@ -84,7 +84,7 @@ def auc(classifier: nn.Module, patches: torch.Tensor, classes: torch.Tensor) -> 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="pre-trained checkpoint; one input channel, 3D")
+    parser.add_argument("checkpoint", help="pre-trained checkpoint, or its address; one input channel, 3D")
     parser.add_argument("dataset", type=Path, help="folder with imagesTr and labelsTr, one channel, labels 1 and 2")
     parser.add_argument("--train", type=int, default=8, metavar="N", help="cases to train on (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of each arm (%(default)s)")
@@ -93,7 +93,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def refuse_unsuitable(checkpoint: Path, edge: int) -> None:
+def refuse_unsuitable(checkpoint: str, edge: int) -> None:
     """End the process where the encoder cannot be read or does not take such patches."""
     try:
         nnunet_genesis.encoder(checkpoint)(torch.zeros(1, 1, edge, edge, edge))

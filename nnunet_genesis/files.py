@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from nnunet_genesis.errors import DatasetError, reason
 
@@ -101,3 +105,28 @@ def sha256(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def mapped_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays that `numpy.savez` wrote into a file, mapped into memory: numpy itself reads such files whole.
+
+    Raises:
+        ValueError: It is no such file, or is cut off; of damaged ones numpy and zipfile raise anything.
+    """
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{path} is compressed")
+            stream.seek(entry.header_offset)
+            lengths = struct.unpack("<HH", stream.read(30)[26:])  # of name and extra field, which precede the array
+            stream.seek(sum(lengths), os.SEEK_CUR)
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(stream)
+            if dtype.hasobject:
+                raise ValueError(f"{path} holds objects")
+            empty = 0 in shape  # nothing to map
+            array = np.zeros(shape, dtype) if empty else np.memmap(path, dtype, "r", stream.tell(), shape or (1,))
+            arrays[entry.filename.removesuffix(".npy")] = array.reshape(shape)
+    return arrays

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 import pickle
@@ -30,6 +31,8 @@ from nnunet_genesis.nnunet_dataset import (
 )
 from nnunet_genesis.parallel import each_case
 from nnunet_genesis.planning import FLAT_READER, header_of, raw_cases
+from nnunet_genesis.shards import EVERYTHING, LOCKS, Shard, claimed, file_name, one_at_a_time, share_of
+from nnunet_genesis.volume_index import index_of
 
 MOST_GROWTH = 1000
 """Voxels after resampling for each voxel of the image: ten along each axis."""
@@ -62,59 +65,134 @@ class PreprocessingReport:
     written: int = 0
     already_there: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    unreadable: str = ""
+    """One line on finished volumes that cannot be read any more."""
 
     def outcome(self) -> dict[str, Any]:
-        """All but the folder, for a file in it."""
+        """What became of the cases, for a file in it."""
         return {"written": self.written, "already_there": self.already_there, "failed": self.failed}
 
 
 def preprocess(
-    dataset: str, plans_name: str, configuration: str, *, processes: int = 1, progress: bool = True
+    dataset: str,
+    plans_name: str,
+    configuration: str,
+    *,
+    shard: Shard = EVERYTHING,
+    processes: int = 1,
+    progress: bool = True,
 ) -> PreprocessingReport:
     """Preprocess the images of a raw dataset without reading labels.
 
     Transposes, crops to nonzero, normalises, resamples and stores like `nnUNetv2_preprocess`, whose files stock
     trainers can read. Masks in the raw dataset's `ignoreTr` mark what pre-training ignores. Finished cases are skipped
     unless their mask has changed; a killed run loses at most the unfinished cases. A case that fails is reported, also
-    in `<data identifier>_preprocessing.json` beside the folder, and stops nothing.
+    in `<data identifier>_preprocessing.json` beside the folder, and stops nothing. The folder's index is written last,
+    not by a shard.
+
+    Shards may run at the same time, in any order and again; a run of everything does what is missing.
 
     Args:
         dataset: Name of the dataset in `nnUNet_raw`.
         plans_name: Plans written by `nnunet_genesis plan`.
         configuration: A configuration of these plans.
+        shard: (i, n): only every n-th case, from the i-th on; counted from 1.
         processes: Number of worker processes; memory grows with it, not with the number of cases.
         progress: Show a progress bar.
 
     Raises:
         DatasetError: Something is missing, the dataset has labels, the configuration is a cascade's second stage,
             a mask belongs to no case, or the finished cases were preprocessed with other plans.
+        GenesisError: Another run is at work on some of these cases.
     """
     plans, description = read_plans(dataset, plans_name), read_dataset_json(dataset)
     folder = _folder(dataset, plans, configuration)
     base = folder.parent
     cases = raw_cases(dataset, description)
     masks = masks_of(dataset, cases, description["file_ending"])
-    made_by = _made_by(plans, configuration)
-    record = base / f"{folder.name}_preprocessing.json"
-    _refuse_other_plans(made_by, record, folder)
-    write_json({"made_by": made_by}, record)
+    record = Record(
+        base / f"{folder.name}_preprocessing.json", base / LOCKS / folder.name, _made_by(plans, configuration)
+    )
+    mine = share_of(list(cases), shard)
 
-    workshop = base / f"{folder.name}_unfinished"
-    shutil.rmtree(workshop, ignore_errors=True)
+    with claimed(record.locks, shard):
+        record.begin(folder, shard)
+        workshop = _fresh_workshop(folder, shard)
+        plans_file, dataset_file = str(base / f"{plans_name}.json"), str(base / "dataset.json")
+        unfinished = [
+            Job(
+                case,
+                tuple(cases[case]),
+                plans_file,
+                configuration,
+                dataset_file,
+                str(folder),
+                str(workshop),
+                masks.get(case),
+            )
+            for case in mine
+            if not is_finished(folder, case, masks.get(case))
+        ]
+        _clear(folder, unfinished)
+        report = PreprocessingReport(folder, already_there=len(mine) - len(unfinished))
+        _work(unfinished, report, processes, progress)
+        shutil.rmtree(workshop, ignore_errors=True)
+        record.finish(report, mine, shard)
+        if shard == EVERYTHING and report.written + report.already_there:
+            report.unreadable = index_of(folder).warning()
+    return report
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept beside the volumes about how they were made, in a file that all shards write.
+
+    Attributes:
+        path: The file.
+        locks: Folder of locks.
+        made_by: What of the plans decides how a volume looks.
+    """
+
+    path: Path
+    locks: Path
+    made_by: dict[str, Any]
+
+    def begin(self, folder: Path, shard: Shard) -> None:
+        """Record the plans before the first volume.
+
+        Raises:
+            DatasetError: The volumes that are there were made by others.
+        """
+        with one_at_a_time(self.locks):
+            _refuse_other_plans(self.made_by, self.path, folder)
+            kept = {} if shard == EVERYTHING else {"failed": self._failures()}
+            write_json({"made_by": self.made_by} | kept, self.path)
+
+    def finish(self, report: PreprocessingReport, mine: Sequence[str], shard: Shard) -> None:
+        """Record what became of the cases; after a shard, the failures of all shards alone."""
+        with one_at_a_time(self.locks):
+            outcome = report.outcome()
+            if shard != EVERYTHING:
+                others = {case: why for case, why in self._failures().items() if case not in set(mine)}
+                outcome = {"failed": others | report.failed}
+            write_json({"made_by": self.made_by} | outcome, self.path)
+
+    def _failures(self) -> dict[str, Any]:
+        content = read_json(self.path, "The record", "Delete it.") if self.path.is_file() else {}
+        failed = content.get("failed", {})
+        return failed if isinstance(failed, dict) else {}
+
+
+def _fresh_workshop(folder: Path, shard: Shard) -> Path:
+    """Make the dataset's folder, and an empty one for unfinished volumes; those of killed runs go."""
+    name = f"{folder.name}_unfinished"
+    workshop = folder.with_name(name if shard == EVERYTHING else f"{name}_{file_name(shard)}")
+    left = [workshop, *(folder.parent.glob(f"{glob.escape(name)}_*_of_*") if shard == EVERYTHING else ())]
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
     workshop.mkdir(parents=True)
     folder.mkdir(exist_ok=True)
-    plans_file, dataset_file = str(base / f"{plans_name}.json"), str(base / "dataset.json")
-    unfinished = [
-        Job(case, tuple(images), plans_file, configuration, dataset_file, str(folder), str(workshop), masks.get(case))
-        for case, images in cases.items()
-        if not is_finished(folder, case, masks.get(case))
-    ]
-    _clear(folder, unfinished)
-    report = PreprocessingReport(folder, already_there=len(cases) - len(unfinished))
-    _work(unfinished, report, processes, progress)
-    shutil.rmtree(workshop, ignore_errors=True)
-    write_json({"made_by": made_by} | report.outcome(), record)
-    return report
+    return workshop
 
 
 def _folder(dataset: str, plans: dict[str, Any], configuration: str) -> Path:

@@ -112,13 +112,11 @@ class PretrainingSettings(Settings):
         at_least=0,
         at_most=1,
     )
+    crops_per_volume: int = setting(
+        1, "training patches in succession that are cut from one volume, which is opened once for them", at_least=1
+    )
     plot_every: int = setting(50, "epochs between pictures of restored patches", at_least=1, formerly="sheet_every")
     save_every: int = setting(50, "epochs between checkpoints", at_least=1)
-    corrupt_on: str = setting(
-        "auto",
-        "who corrupts training patches: the loading processes or the device that trains; auto: a CUDA device does",
-        choices=("auto", "workers", "device"),
-    )
     seed: int = setting(0, "seed of hold-out, initial weights, crops and corruptions", at_least=0)
     exclude: tuple[str, ...] = setting((), "cases left out, by name, or .txt files of names: those to be tested on")
     recipe: Recipe = field(default=RECIPES[DEFAULT_RECIPE])
@@ -172,6 +170,7 @@ class PretrainingSettings(Settings):
         """
         where = f'the block "genesis" / "pretraining" of the plans {plans.get("plans_name", "")}'
         block = dict(_block(_genesis(plans).get("pretraining", {}), where))
+        block.pop("corrupt_on", None)  # of plans and checkpoints of before: loading processes corrupt, whatever it says
         if "recipe" in block:
             block["recipe"] = read_recipe(block["recipe"], f'{where} / "recipe"')
         return cls().updated(block, where)

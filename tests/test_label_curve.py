@@ -52,7 +52,8 @@ def test_the_study_is_planned_with_paired_arms_and_the_cases_of_the_split(script
     assert chosen.seeds >= 3
     scratch, *others = map(parse_arm, chosen.arm)
     assert scratch.checkpoint is None
-    assert [arm.checkpoint for arm in others] == [script.checkpoint_of(name, study) for name in block["pretraining"]]
+    starts = [str(script.checkpoint_of(name, study)) for name in block["pretraining"]]
+    assert [str(arm.checkpoint) for arm in others] == starts
     assert not any(arm.settings for arm in (scratch, *others)), "arms differ in their start alone"
 
 

@@ -27,8 +27,8 @@ def f(a: int = 1, *, b: bool = True) -> int | None:
 @pytest.fixture
 def faults(monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
-    monkeypatch.delitem(sys.modules, "faults", raising=False)
-    from faults import faults
+    monkeypatch.delitem(sys.modules, "small_faults", raising=False)
+    from small_faults import faults
 
     return faults
 

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunet_genesis.errors import DatasetError
-from nnunet_genesis.planning import plan_from_template, plan_like, raw_cases
+from nnunet_genesis.planning import header_of, plan_from_template, plan_like, raw_cases
 from nnunet_genesis.resources import plans_folder
 from nnunet_genesis.settings import FineTuningSettings, PretrainingSettings
 
@@ -106,6 +108,41 @@ def test_what_changes_in_the_targets_plans_and_what_does_not(nnunet, raw):
     expected["genesis"] = {"pretraining": SETTINGS.block()}
     assert plans_of(nnunet, 501, "Ours") == expected
     assert plans_of(nnunet, 4, "nnUNetPlans") == target
+
+
+@pytest.mark.parametrize(
+    ("ending", "shape", "reader"),
+    [
+        (".png", (5, 6), "NaturalImage2DIO"),
+        (".bmp", (5, 6), "NaturalImage2DIO"),
+        (".tif", (5, 6), "NaturalImage2DIO"),
+        (".tif", (7, 5, 6), "Tiff3DIO"),
+        (".nii", (4, 5, 6), "NibabelIO"),
+        (".nii.gz", (5, 6), "SimpleITKIO"),
+    ],
+)
+def test_a_template_takes_the_reader_that_fits_the_files(nnunet, raw, ending, shape, reader, capsys):
+    folder = raw(501, "T1")
+    for file in (folder / "imagesTr").iterdir():
+        image = sitk.GetImageFromArray(np.zeros(shape, np.uint8))
+        sitk.WriteImage(image, str(file).replace(".nii.gz", ending))
+        if ending != ".nii.gz":
+            file.unlink()
+    path = folder / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"file_ending": ending}))
+    plan_from_template("Dataset501_D", "tiny", "Ours", SETTINGS)
+    assert plans_of(nnunet, 501, "Ours")["image_reader_writer"] == reader
+    assert "Traceback" not in capsys.readouterr().err
+    fingerprint = json.loads((nnunet / "nnUNet_preprocessed/Dataset501_D/dataset_fingerprint.json").read_text())
+    assert fingerprint["shapes_after_crop"] == [[1] * (3 - len(shape)) + list(shape)] * 2
+    assert np.allclose(fingerprint["spacings"], [999.0 if len(shape) == 2 else 1.0, 1.0, 1.0])
+
+
+def test_files_that_nnunet_has_no_reader_for_are_refused(nnunet, raw):
+    raw(501, "T1", file_ending=".jpg")
+    with pytest.raises(DatasetError, match=r"reads no images that end in \.jpg.*overwrite_image_reader_writer"):
+        plan_from_template("Dataset501_D", "tiny", "Ours", SETTINGS)
+    assert not (nnunet / "nnUNet_preprocessed/Dataset501_D/Ours.json").exists()
 
 
 def test_without_a_reader_of_its_own_a_dataset_takes_that_of_the_plans(nnunet, raw):
@@ -249,3 +286,15 @@ def test_raw_cases_have_one_file_per_channel(nnunet, raw):
     # nnU-Net lets dataset.json say where images are
     (found,) = raw_cases("Dataset501_D", description | {"dataset": listed}).values()
     assert [Path(image).name for image in found] == ["a_0000.nrrd"]
+
+
+def test_a_2d_image_has_the_spacing_that_nnunet_gives_it(tmp_path):
+    image = sitk.GetImageFromArray(np.arange(30, dtype=np.uint8).reshape(5, 6))
+    image.SetSpacing((0.25, 0.5))
+    for name, reader in (("x.png", NaturalImage2DIO), ("x.nii.gz", SimpleITKIO)):
+        sitk.WriteImage(image, str(tmp_path / name))
+        values, properties = reader().read_images([str(tmp_path / name)])
+        size, spacing = header_of(str(tmp_path / name), reader.__name__)
+        assert size == values.shape[1:]
+        assert spacing == pytest.approx(properties["spacing"])
+    assert header_of(str(tmp_path / "missing.png"), "NaturalImage2DIO") is None

@@ -7,6 +7,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_genesis.errors import DatasetError
+from nnunet_genesis.errors import DatasetError, GenesisError
 from nnunet_genesis.preprocessing import ENDINGS, preprocess
+from nnunet_genesis.shards import LOCKS, claimed
 from tests.conftest import blob, run_genesis, use_folders, write_dataset
 
 DATASET, PLANS = "Dataset501_Scans", "nnUNetGenesisPlans"
@@ -132,6 +134,48 @@ def test_a_case_that_lacks_a_file_is_done_again(done, ending):
     assert run() == (1, 1, {})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert not stale.exists()
+
+
+def test_shards_at_the_same_time_make_the_volumes_of_one_run(done):
+    folder = done / f"{PLANS}_3d_fullres"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shutil.rmtree(folder)
+    stale = done / f"{PLANS}_3d_fullres_unfinished_1_of_7"
+    stale.mkdir()
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda number: run(shard=(number, 2)), (1, 2))) == [(1, 0, {}), (1, 0, {})]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert run(shard=(2, 2)) == (0, 1, {})
+    assert stale.exists()  # it may be at work elsewhere
+    (folder / "case1.pkl").unlink()
+    assert run(shard=(1, 2)) == (0, 1, {})
+    assert run() == (1, 1, {})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert sorted(path.name for path in done.iterdir() if "unfinished" in path.name) == []
+
+
+def test_the_record_holds_the_failures_of_all_shards(done):
+    folder, images = done / f"{PLANS}_3d_fullres", done.parents[1] / "nnUNet_raw" / DATASET / "imagesTr"
+    shutil.rmtree(folder)
+    good = {path: path.read_bytes() for path in images.iterdir()}
+    for path in good:
+        path.write_bytes(b"no image")
+    for number in (1, 2):
+        assert list(run(shard=(number, 2))[2]) == [f"case{number - 1}"]
+    assert list(record_of(done)["failed"]) == ["case0", "case1"]
+    next(iter(images.glob("case0*"))).write_bytes(good[next(iter(images.glob("case0*")))])
+    assert run(shard=(1, 2)) == (1, 0, {})
+    assert list(record_of(done)["failed"]) == ["case1"]
+    assert run()[:2] == (0, 1)
+    assert record_of(done)["already_there"] == 1
+
+
+@pytest.mark.parametrize("other", [(1, 1), (2, 2), (2, 3)])
+def test_a_run_is_refused_while_another_has_its_cases(done, monkeypatch, other):
+    monkeypatch.setattr("nnunet_genesis.shards.MOMENT", 0.1)
+    with claimed(done / LOCKS / f"{PLANS}_3d_fullres", other), pytest.raises(GenesisError, match="is at work"):
+        run(shard=(2, 2))
+    assert run(shard=(2, 2)) == (0, 1, {})
 
 
 def test_the_record_is_there_before_the_first_volume(done, monkeypatch):

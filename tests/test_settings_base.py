@@ -41,7 +41,6 @@ def test_what_is_written_is_read_back(settings):
             {"recipe": {"cutout": {"outer_window_size": [0.9, 0.2]}}},
             '"outer_window_size" must be two ascending numbers',
         ),
-        ({"corrupt_on": "gpu"}, '"corrupt_on" must be auto or workers or device'),
     ],
 )
 def test_wrong_pretraining_settings_are_named(block, message):
@@ -97,6 +96,13 @@ def test_former_names_of_settings_are_read():
     with pytest.raises(SettingsError, match=r'has "freeze_epochs" twice, once as "freeze_epochs"\. Remove one'):
         FineTuningSettings.of_plans({"genesis": {"fine_tuning": {"2d": block}}}, "2d")
     assert PretrainingSettings.of_plans({"genesis": {"pretraining": {"sheet_every": 7}}}).plot_every == 7
+
+
+@pytest.mark.parametrize("where", ["auto", "workers", "device"])
+def test_plans_and_checkpoints_that_say_where_to_corrupt_are_read(where):
+    block = PretrainingSettings(epochs=9).block() | {"corrupt_on": where}
+    assert PretrainingSettings.of_plans({"genesis": {"pretraining": block}}) == PretrainingSettings(epochs=9)
+    assert "corrupt_on" not in PretrainingSettings().block()
 
 
 def test_plans_without_a_block_mean_the_defaults():

@@ -8,12 +8,14 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
 
+import blosc2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from skimage import io
 
+from nnunet_genesis.ignored_regions import IGNORED
 from tests.conftest import shrink_plans
 
 PRETRAINING = ("--epochs", 1, "--iterations", 1, "--validation-iterations", 1)
@@ -66,7 +68,12 @@ def test_from_pictures_to_predictions(kind, channels, nnunet: Path, threads, gen
     assert genesis("plan", "-d", 501, "--like", 4, *PRETRAINING) == 0
     assert genesis("preprocess", "-d", 501, "-c", "3d_fullres", "-np", 1) == 1
     assert "2D images, of which 3d_fullres cannot be trained" in capsys.readouterr().err
+    ignored = nnunet / "nnUNet_raw/Dataset501_Pictures/ignoreTr/p0.png"
+    ignored.parent.mkdir()
+    Image.fromarray(picture(100, kind)[1] * 255).save(ignored)
     assert genesis("preprocess", "-d", 501, "-c", "2d", "-np", 1) == 0
+    marks = blosc2.open(str(nnunet / "nnUNet_preprocessed/Dataset501_Pictures/nnUNetGenesisPlans_2d/p0_seg.b2nd"))[:]
+    assert np.array_equal(marks[0, 0] == IGNORED, picture(100, kind)[1] == 1)
     fingerprint = json.loads((nnunet / "nnUNet_preprocessed/Dataset501_Pictures/dataset_fingerprint.json").read_text())
     assert fingerprint["shapes_after_crop"] == [[1, 24, 32]] * 3
     assert fingerprint["spacings"] == [[999, 1, 1]] * 3

@@ -154,7 +154,7 @@ def _check(job: _Job) -> list[str]:
     try:
         with zipfile.ZipFile(job.archive) as archive, archive.open(wanted.member) as packed, copy.open("wb") as out:
             left = 2 * voxels + BESIDES  # also of a file that is wrong by being 16 bits wide
-            while left > 0 and (block := packed.read(min(left, 1 << 20))):
+            while block := packed.read(min(left, 1 << 20)):
                 left -= out.write(block)
         if left <= 0:
             return ["is larger than an image of its size"]

@@ -222,24 +222,26 @@ def plan_submission(predictions: Path | None, images: Path, partial: bool = Fals
         DatasetError: There is no case, there are cases of several years, or labels have no known meaning.
     """
     found: dict[str, Path] = {}
-    years, labeled = set(), set()
+    years, cases, labeled = set(), set[str](), set[str]()
     for file in files_below(images):
         for year, end in FIRST.items():  # nnU-Net's first channel is that of BraTS
             named = FILES[year].fullmatch(file.name.replace("_0000.nii", f"{end}.nii"))
             if named and named["part"].lower() == "seg":
                 labeled.add(named["case"])
-            elif named and named["part"].lower() == end[1:] and file.parent.name != "imagesTr":
-                once(found, named["case"], file)
+            elif named and file.parent.name != "imagesTr":
+                cases.add(named["case"])
                 years.add(year)
-    if len(years) != 1 or found.keys() <= labeled:
+                if named["part"].lower() == end[1:]:
+                    once(found, named["case"], file)
+    if len(years) != 1 or cases <= labeled:
         what = "cases of several years" if len(years) > 1 else "no case of BraTS from 2017 on"
         raise DatasetError(f"{images} has {what} to segment. Name a folder with the cases of one year, or imagesTs.")
     values = _to_challenge(predictions, EDITIONS[years.pop()])
     folder = predictions or Path()
     return Submission(
         tuple(
-            Wanted(f"{case}.nii.gz", folder / f"{case}.nii.gz", found[case], values)
-            for case in sorted(found.keys() - labeled)
+            Wanted(f"{case}.nii.gz", folder / f"{case}.nii.gz", found.get(case), values)
+            for case in sorted(cases - labeled)
         )
     )
 
@@ -250,7 +252,7 @@ def _to_challenge(predictions: Path | None, edition: Edition) -> dict[int, int]:
     Raises:
         DatasetError: The dataset.json beside the predictions does not tell what its labels mean.
     """
-    back = {label: value for value, label in sorted(edition.values.items(), reverse=True)}  # the smallest of several
+    back = {label: value for value, label in edition.values.items()}  # from 2017 on a label has one value
     if predictions is None:
         return {0: 0} | {value: value for value in back.values()}
     advice = "nnUNetv2_predict writes it; copy it from the dataset that the model was trained on."

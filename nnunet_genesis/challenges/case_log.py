@@ -32,7 +32,14 @@ class CaseRecord:
 
 @dataclass
 class CaseLog:
-    """The records of a dataset: `imagesTr/case` or `imagesTs/case` → record."""
+    """The records of a dataset: `imagesTr/case` or `imagesTs/case` → record.
+
+    Attributes:
+        path: The file.
+        challenge: What all cases are of, in one text, e.g. "brats 2023".
+        cases: Case → record.
+        saved: When it was last written.
+    """
 
     path: Path
     challenge: str

@@ -68,21 +68,36 @@ class Download:
     patients: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def origin(self) -> str:
+        """Challenge, and its task or years: all cases of a dataset share them, and so what labels mean."""
+        block = self.description.get(CHALLENGE, {})
+        return " ".join(str(each) for each in (self.challenge, block.get("task"), block.get("years")) if each)
+
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Files of a folder and its subfolders, sorted, without names that start with a dot.
+    """Files of a folder and its subfolders, linked ones included, sorted, without names that start with a dot.
 
     Archives made on macOS hold a `._x.nii.gz` beside each `x.nii.gz`: no image, though its name says so.
 
     Raises:
-        DatasetError: There is no such folder.
+        DatasetError: There is no such folder, or one cannot be opened: its cases would be left out in silence.
     """
     if not folder.is_dir():
         hint = f" Unpack it first: tar -xf {folder}" if folder.is_file() else " Check the path."
         raise DatasetError(f"{folder} is no folder.{hint}")
-    for where, folders, names in os.walk(folder):
+    seen = set()  # links may lead in circles, or to the same folder twice
+    for where, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_closed):
+        if (real := os.path.realpath(where)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(where) / name for name in sorted(names) if not name.startswith("."))
+
+
+def _refuse_closed(error: OSError) -> None:
+    raise DatasetError(f"{error.filename} cannot be opened ({error.strerror}). Give access to it.") from None
 
 
 def once(found: dict[str, Path], key: str, file: Path) -> None:

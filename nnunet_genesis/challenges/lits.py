@@ -14,8 +14,8 @@ from nnunet_genesis.errors import DatasetError
 from nnunet_genesis.importing.read import Geometry
 
 NAME = "lits"
-FILE = re.compile(r"(test-volume|volume|segmentation)-(\d{1,3})\.nii(?:\.gz)?", flags=re.ASCII)
-TEST_IMAGE = re.compile(r"test-volume-(\d{1,3})(?:_0000)?\.nii(?:\.gz)?", flags=re.ASCII)
+FILE = re.compile(r"(test-volume|volume|segmentation)-(\d{1,3})\.nii(?:\.gz)?", flags=re.ASCII | re.IGNORECASE)
+TEST_IMAGE = re.compile(r"test-volume-(\d{1,3})(?:_0000)?\.nii(?:\.gz)?", flags=re.ASCII | re.IGNORECASE)
 TESTS = 70
 LABELS = {"background": 0, "liver": 1, "tumor": 2}
 OVERLAP = (
@@ -45,7 +45,7 @@ def find_download(source: Path, keep_identity: bool = False) -> Download:
     kinds: dict[str, dict[str, Path]] = {"volume": {}, "segmentation": {}, "test-volume": {}}
     for file in files_below(source):
         if named := FILE.fullmatch(file.name):
-            once(kinds[named[1]], str(int(named[2])), file)
+            once(kinds[named[1].lower()], str(int(named[2])), file)
     volumes, labels, tests = kinds.values()
     numbers = sorted({*volumes, *labels}, key=int)
     if not numbers:

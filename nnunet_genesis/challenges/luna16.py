@@ -43,7 +43,7 @@ def find_scans_of(source: Path, training: Collection[int], validation: Collectio
     for file in files_below(source):
         inside = [SUBSET.fullmatch(part) for part in file.relative_to(source).parts[:-1]]
         number = next((int(match[1]) for match in inside if match), None)
-        if number is not None and file.suffix == ".mhd" and CASE_NAME.fullmatch(file.stem):
+        if number is not None and file.suffix.lower() == ".mhd" and CASE_NAME.fullmatch(file.stem):
             once(seen, file.stem, file)
             found.setdefault(number, {})[file.stem] = file
     if missing := [f"subset{number}" for number in sorted(chosen) if number not in found]:

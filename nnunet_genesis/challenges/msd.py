@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nnunet_genesis.challenges.archive import Submission, Wanted
-from nnunet_genesis.challenges.download import CASE_NAME, CHALLENGE, Case, Download, files_below
+from nnunet_genesis.challenges.download import CASE_NAME, CHALLENGE, Case, Download, files_below, once
 from nnunet_genesis.errors import DatasetError, printable
 from nnunet_genesis.files import read_json
 from nnunet_genesis.plans_checks import check_description
@@ -76,7 +76,8 @@ def find_download(source: Path) -> Download:
         values={value: value for value in labels.values()},
         training=tuple(training),
         test=tuple(test),
-        description={**facts, CHALLENGE: {"task": source.name}},
+        # of the test cases also those that cannot be used: a submission wants them all
+        description={**facts, CHALLENGE: {"task": source.name, "test": sorted({*tests, *named["test"]})}},
         notes=(OVERLAPS[source.name],) if source.name in OVERLAPS else (),
     )
 
@@ -118,12 +119,19 @@ def _named(content: Mapping[str, Any], part: str, path: Path) -> Iterator[str]:
 
 
 def _images(folder: Path) -> dict[str, Path]:
-    """Case → file."""
+    """Case → file.
+
+    Raises:
+        DatasetError: A case is there twice, by names that differ in letter case.
+    """
     if not folder.is_dir():
         return {}
-    files = [file for file in files_below(folder) if file.parent == folder and file.name.endswith(ENDING)]
-    found = {file.name.removesuffix(ENDING): file for file in files}
-    return {case: file for case, file in found.items() if CASE_NAME.fullmatch(case)}
+    files = [file for file in files_below(folder) if file.parent == folder and file.name.lower().endswith(ENDING)]
+    found: dict[str, Path] = {}
+    for file in files:
+        if CASE_NAME.fullmatch(case := file.name[: -len(ENDING)]):
+            once(found, case, file)
+    return found
 
 
 def _case(name: str, image: Path | None, label: Path | None) -> Case:
@@ -131,6 +139,15 @@ def _case(name: str, image: Path | None, label: Path | None) -> Case:
         return Case(name, (image,), label)
     missing = "image and label are" if not image and not label else "image is" if not image else "label is"
     return Case(name, flaw=f"its {missing} missing")
+
+
+def _listed(content: Mapping[str, Any], path: Path) -> list[str]:
+    """Test cases of the download, as a dataset that was made from it lists them."""
+    block = content.get(CHALLENGE)
+    cases = block.get("test", []) if isinstance(block, dict) else []
+    if not isinstance(cases, list) or not all(isinstance(case, str) and CASE_NAME.fullmatch(case) for case in cases):
+        raise DatasetError(f'{path}: "test" must be a list of names of cases. Make the dataset again.')
+    return cases
 
 
 def plan_submission(predictions: Path | None, images: Path, partial: bool = False) -> Submission:
@@ -207,7 +224,7 @@ def _tests(folder: Path) -> tuple[dict[str, Path | None], dict[int, int]]:
         check_description(content, f"The dataset description {path}")
         values = LabelManager(content["labels"], content.get("regions_class_order")).all_labels
         first = {case.removesuffix("_0000"): image for case, image in images.items() if case.endswith("_0000")}
-        return dict(first), {int(value): int(value) for value in values}
+        return {**dict.fromkeys(_listed(content, path)), **first}, {int(value): int(value) for value in values}
     _, labels = described(content, path)
     named = dict.fromkeys(_named(content, "test", path))
     return {**named, **images}, {value: value for value in labels.values()}

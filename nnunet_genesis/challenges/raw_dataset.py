@@ -100,7 +100,7 @@ def write_dataset(
     if len({case.name.lower() for case in cases}) < len(cases):
         raise DatasetError(f"The download of {download.challenge} has two cases of one name. Name a folder without.")
     folder = dataset_folder(raw, dataset_id, name or download.name)
-    log = CaseLog.read(folder, download.challenge)
+    log = CaseLog.read(folder, download.origin)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         log.save()  # from here on the folder is known for one of ours
@@ -185,7 +185,9 @@ def _write_label(file: Path, geometry: Geometry, values: Mapping[int, int], targ
     if difference == "size":
         raise UnusableScanError(f"its label has another size than the image ({image.GetSize()}, {geometry.size})")
     unchanged = all(value == new for value, new in values.items())
-    if unchanged and not difference and file.name.endswith(ENDING) and is_gzip(file):
+    # nnU-Net's verification tolerates less than we do
+    same = not difference and np.allclose(geometry.spacing, image.GetSpacing())
+    if unchanged and same and file.name.endswith(ENDING) and is_gzip(file):
         _take_over(file, target)
         return ""
     table = np.zeros(max(values) + 1, np.uint8)
@@ -281,6 +283,8 @@ def _describe(download: Download, folder: Path) -> int:
     splits = splits_by_patient(cases, download.patients)
     if splits:
         write_json(splits, folder / SPLITS)
+    else:  # those of an earlier run may name cases that are gone
+        (folder / SPLITS).unlink(missing_ok=True)
     channels = {str(number): channel for number, channel in enumerate(download.channels)}
     content: dict[str, Any] = {"name": folder.name, **download.description, "channel_names": channels}
     content |= {"labels": dict(download.labels), "numTraining": len(cases), "file_ending": ENDING}

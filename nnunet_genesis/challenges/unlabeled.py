@@ -11,6 +11,7 @@ from nnunet_genesis.challenges.download import CHALLENGE
 from nnunet_genesis.errors import DatasetError
 from nnunet_genesis.files import read_json, write_json
 from nnunet_genesis.importing.into_dataset import ImportReport, dataset_folder, import_scans
+from nnunet_genesis.shards import EVERYTHING, Shard
 
 SPLIT = "splits_final.json"
 """nnU-Net's file of folds."""
@@ -49,16 +50,20 @@ def import_selection(
     dataset_id: int,
     name: str | None = None,
     *,
+    shard: Shard = EVERYTHING,
     processes: int = 1,
     progress: bool = True,
 ) -> ImportReport:
     """Import the chosen scans as `import_scans` does, and nothing else of the download.
+
+    What describes the dataset, its folds included, is written by a run of everything, not by shards.
 
     Args:
         selection: What was chosen.
         raw: nnU-Net's folder of raw datasets (`nnUNet_raw`).
         dataset_id: 1 to 999.
         name: Name of the dataset without number; that of the selection by default.
+        shard: (i, n): only every n-th scan, from the i-th on; counted from 1.
         processes: Number of worker processes.
         progress: Show a progress bar.
 
@@ -74,8 +79,10 @@ def import_selection(
         )
     report = import_scans(
         selection.files, raw, dataset_id, name or selection.name, [selection.channel], flat=selection.flat,
-        processes=processes, progress=progress,
+        shard=shard, processes=processes, progress=progress,
     )  # fmt: skip
+    if shard != EVERYTHING:
+        return report
     path = folder / "dataset.json"
     description = read_json(path, "The dataset description", "Delete it.")
     write_json(description | {CHALLENGE: {"name": selection.challenge, **selection.chosen}}, path)

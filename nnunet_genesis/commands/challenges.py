@@ -8,9 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_genesis.commands.parsing import add_command, add_processes, left_out
+from nnunet_genesis.commands.parsing import add_command, add_processes, add_shard, left_out, say_what_completes
 from nnunet_genesis.errors import GenesisError, printable
 
+COMPLETES = "imports what is missing and writes the files that describe the dataset"
+"""What a command without --shard does after those with it."""
 SUBMISSIONS = ("msd", "lits", "brats")
 """Challenges with an archive; each has a module of its name with `plan_submission`."""
 
@@ -173,6 +175,7 @@ def _add_luna16(challenges: Any) -> None:
         "folder with subset0 … subset9, of .mhd and .raw files",
         "nnunet_genesis dataset luna16 /data/LUNA16 -d 516 --split genesis2021",
     )
+    add_shard(parser, "scan")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--split", choices=list(SPLITS), help="subsets of a paper: genesis2019 0-5, genesis2021 0-6, "
                        "released 0-4 and for validation (fold 0) 5-6")  # fmt: skip
@@ -194,7 +197,7 @@ def _luna16(chosen: argparse.Namespace) -> int:
 
 
 def _add_chestxray(challenges: Any) -> None:
-    _add_challenge(
+    parser = _add_challenge(
         challenges,
         "chestxray",
         _chestxray,
@@ -202,6 +205,7 @@ def _add_chestxray(challenges: Any) -> None:
         "folder with train_val_list.txt, test_list.txt and images_001 … images_012",
         "nnunet_genesis dataset chestxray /data/CXR8 -d 514",
     )
+    add_shard(parser, "image")
 
 
 def _chestxray(chosen: argparse.Namespace) -> int:
@@ -216,10 +220,13 @@ def _import(chosen: argparse.Namespace, selection: Selection) -> int:
     from nnunet_genesis.importing.journal import REPORT
     from nnunet_genesis.nnunet_dataset import nnunet_folder
 
-    report = import_selection(selection, nnunet_folder("nnUNet_raw"), chosen.d, chosen.n, processes=chosen.np)
+    report = import_selection(
+        selection, nnunet_folder("nnUNet_raw"), chosen.d, chosen.n, shard=chosen.shard, processes=chosen.np
+    )
     print(f"{report.imported} cases imported into {report.folder}, {report.already_there} were there already.")
+    say_what_completes(chosen.shard, COMPLETES)
     print(f"{selection.held_out} other scans of the download are held out: they were not imported.")
-    if selection.validation:
+    if selection.validation and chosen.shard == (1, 1):
         print(f"{SPLIT}: fold 0 trains and validates as chosen; name fold 0, not all, to nnUNetv2_train.")
     for note in selection.notes:
         print(f"NOTE: {note}")

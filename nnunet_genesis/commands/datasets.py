@@ -8,8 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_genesis.cli_settings import add_flags, given
-from nnunet_genesis.commands.parsing import add_command, add_processes, left_out, read_cases, share
+from nnunet_genesis.commands.parsing import (
+    add_command,
+    add_processes,
+    add_shard,
+    left_out,
+    read_cases,
+    say_what_completes,
+    share,
+)
 from nnunet_genesis.errors import GenesisError, SettingsError, printable
+
+COMPLETES = "imports what is missing and writes dataset.json"
+"""What an import without --shard does after those with it."""
 
 if TYPE_CHECKING:
     from nnunet_genesis.corruption import Recipe
@@ -39,6 +50,7 @@ def add_import(commands: Any) -> None:
     parser.add_argument("--2d", dest="flat", action="store_true", help="import X-rays or other 2D images, for the "
                         "configuration 2d; files with three colours: --channels R,G,B")  # fmt: skip
     parser.add_argument("--link", action="store_true", help="link .nii.gz (--2d: grey .png) files instead of copying")
+    add_shard(parser, "scan")
     add_processes(parser)
 
 
@@ -48,9 +60,10 @@ def _import(chosen: argparse.Namespace) -> int:
 
     report = import_scans(
         chosen.sources, nnunet_folder("nnUNet_raw"), chosen.d, chosen.n, chosen.channels.split(","), flat=chosen.flat,
-        link=chosen.link, processes=chosen.np,
+        link=chosen.link, shard=chosen.shard, processes=chosen.np,
     )  # fmt: skip
     print(f"{report.imported} cases imported into {report.folder}, {report.already_there} were there already.")
+    say_what_completes(chosen.shard, COMPLETES)
     return left_out(report.rejected, f"details: {report.folder / 'import_report.json'}")
 
 
@@ -181,6 +194,7 @@ def add_preprocess(commands: Any) -> None:
     parser.add_argument("-d", required=True, metavar="ID", help="dataset, id or name")
     parser.add_argument("-c", required=True, nargs="+", metavar="CONFIGURATION", help="2d, 3d_lowres or 3d_fullres")
     parser.add_argument("-p", default=PLANS_NAME, metavar="PLANS", help="plans to follow (%(default)s)")
+    add_shard(parser, "case")
     add_processes(parser)
 
 
@@ -190,9 +204,12 @@ def _preprocess(chosen: argparse.Namespace) -> int:
 
     code = 0
     for configuration in chosen.c:
-        report = preprocess(dataset_name(chosen.d), chosen.p, configuration, processes=chosen.np)
+        report = preprocess(dataset_name(chosen.d), chosen.p, configuration, shard=chosen.shard, processes=chosen.np)
         print(f"{report.written} cases written to {report.folder}, {report.already_there} were finished already.")
+        if report.unreadable:
+            print(f"WARNING: {report.unreadable}. Delete their files and run again.")
         code = max(code, left_out(report.failed, "nothing was written for them"))
+    say_what_completes(chosen.shard, "does what is missing and says what cannot be done")
     return code
 
 

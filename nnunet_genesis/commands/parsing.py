@@ -1,4 +1,4 @@
-"""What commands share: a parser with an example, numbers of processes, shares, names of cases, what was left out."""
+"""What commands share: a parser with an example, processes, shards, shares, names of cases, what was left out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_genesis.errors import GenesisError
+from nnunet_genesis.errors import GenesisError, printable
 
 LEFT_OUT = 2
 """Exit code when the work was done but for some cases."""
@@ -38,6 +38,27 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-np", type=int, default=4, metavar="N", help="number of processes (%(default)s)")
 
 
+def add_shard(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add --shard, the part of the work that is to be done."""
+    parser.add_argument(
+        "--shard", type=_shard, default=(1, 1), metavar="I/N", help=f"only every N-th {what}, from the I-th on"
+    )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """2/4 → (2, 4)."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text} is not a shard such as 1/4")
+    return int(number), int(count)
+
+
+def say_what_completes(shard: tuple[int, int], what: str) -> None:
+    """After a shard: the run that all shards are followed by."""
+    if shard[1] > 1:
+        print(f"When all {shard[1]} shards have run, run the same command without --shard: it {what}.")
+
+
 def share(text: str) -> float:
     """A number from 0 to 1."""
     value = float(text)
@@ -52,7 +73,7 @@ def left_out(reasons: dict[str, str], advice: str) -> int:
         return 0
     print(f"{len(reasons)} left out ({advice}):", file=sys.stderr)
     for what, why in reasons.items():
-        print(f"  {what}: {why}", file=sys.stderr)
+        print(f"  {printable(what)}: {printable(why)}", file=sys.stderr)
     return LEFT_OUT
 
 

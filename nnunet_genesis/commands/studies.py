@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_genesis.cli_settings import add_flags, given
-from nnunet_genesis.commands.parsing import add_command, left_out, read_cases
+from nnunet_genesis.commands.parsing import add_command, add_shard, left_out, read_cases
 from nnunet_genesis.errors import StudyError, printable
 
 COMMON = ("epochs", "iterations", "warmup", "optimizer", "learning_rate", "weight_decay")
@@ -110,9 +110,7 @@ def _add_run(verbs: Any) -> None:
     )  # fmt: skip
     parser.add_argument("folder", type=Path, metavar="STUDY", help="folder of the study")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (%(default)s)")
-    parser.add_argument(
-        "--shard", type=_shard, default=(1, 1), metavar="I/N", help="only every N-th run, from the I-th on"
-    )
+    add_shard(parser, "run")
     parser.add_argument("--keep-models", action="store_true", help="keep the networks in the study's folder")
     parser.add_argument("--submit", choices=("slurm", "local"), metavar="CLUSTER", help="hand the work to slurm, or to "
                         "local processes, through submitit, and return")  # fmt: skip
@@ -178,14 +176,6 @@ def _report(chosen: argparse.Namespace) -> int:
         print(printable(line))
     print(f"Wrote {written.path}.")
     return 0
-
-
-def _shard(text: str) -> tuple[int, int]:
-    """2/4 → (2, 4)."""
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise argparse.ArgumentTypeError(f"{text} is not a shard such as 1/4")
-    return int(number), int(count)
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,6 @@
 
 from nnunet_genesis.corruption.pair import PairParams as PairParams
 from nnunet_genesis.corruption.pair import apply_params as apply_params
-from nnunet_genesis.corruption.pair import apply_params_batch as apply_params_batch
 from nnunet_genesis.corruption.pair import compile_loops as compile_loops
 from nnunet_genesis.corruption.pair import make_pair as make_pair
 from nnunet_genesis.corruption.pair import sample_params as sample_params

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
-from typing_extensions import Self
 
 from nnunet_genesis.settings_base import Settings, setting
 
@@ -18,26 +17,13 @@ class Params(ABC):
 
     @abstractmethod
     def apply(self, channel: Tensor, low: float, high: float) -> None:
-        """Corrupt a channel in place, on the CPU; with plain torch operations it works on any device.
+        """Corrupt a channel in place, on the CPU.
 
         Args:
             channel: Contiguous tensor (*spatial), float32 or float64, of the shape that was sampled for.
             low: Lower end of the clean channel's value range.
             high: Upper end; equal to `low` where the channel is constant.
         """
-
-    @classmethod
-    def apply_batch(cls, params: Sequence[Self], channels: Tensor, low: Tensor, high: Tensor) -> None:
-        """Corrupt many channels in place, on any device; one after another unless a corruption knows better.
-
-        Args:
-            params: One for each channel.
-            channels: Contiguous tensor (N, *spatial), float32 or float64.
-            low: (N,) lower ends of the value ranges, on the same device.
-            high: (N,) upper ends.
-        """
-        for one, channel, ends in zip(params, channels, zip(low, high, strict=True), strict=True):
-            one.apply(channel, *ends)
 
     def loss_mask(self, shape: Sequence[int]) -> Tensor | None:
         """Boolean mask (*spatial) of the voxels whose restoration counts; None: all of them."""

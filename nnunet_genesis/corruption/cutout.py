@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from nnunet_genesis.corruption.boxes import Box, grown, random_box, shrunk, union, union_share
@@ -46,19 +45,6 @@ class CutoutParams(Params):
         """Replace voxels with noise that is uniform over the value range; the others keep their bits."""
         mask = self.replaced(channel.shape).reshape(-1)
         fill_with_noise(channel.numpy().reshape(-1), mask, low, high, np.uint64(self.seed))
-
-    @classmethod
-    def apply_batch(cls, params: Sequence[CutoutParams], channels: Tensor, low: Tensor, high: Tensor) -> None:
-        """The same for all channels at once. The noise is the device's own: other numbers, evenly spread as well."""
-        device, ends = channels.device, (-1, *(1 for _ in channels.shape[1:]))
-        inside = torch.zeros_like(channels, dtype=torch.bool)
-        for boxes in _padded(params, channels.ndim - 1):
-            faces = torch.from_numpy(boxes).to(device)
-            inside |= _all_axes([_between(faces[:, axis], edge) for axis, edge in enumerate(channels.shape[1:])])
-        outer = torch.tensor([one.outer for one in params], device=device).view(ends)
-        noise = torch.stack([_uniform(one.seed, channels[0]) for one in params])
-        low, high = low.view(ends), high.view(ends)
-        channels.copy_(torch.where(inside ^ outer, (low + (high - low) * noise).clamp(low, high), channels))
 
 
 @dataclass(frozen=True)
@@ -131,32 +117,3 @@ def _shrunk_until(boxes: list[Box], shape: Sequence[int], limit: float) -> list[
         smaller = [shrunk(box) for box in boxes]
         boxes = smaller if smaller != boxes else boxes[:-1]
     return boxes
-
-
-def _padded(params: Sequence[CutoutParams], axes: int) -> npt.NDArray[np.int64]:
-    """All windows, (most windows, N, axes, 2); where there are fewer, the others are empty."""
-    boxes = np.zeros((max(len(one.boxes) for one in params), len(params), axes, 2), dtype=np.int64)
-    for n, one in enumerate(params):
-        if one.boxes:
-            boxes[: len(one.boxes), n] = one.boxes
-    return boxes
-
-
-def _between(faces: Tensor, edge: int) -> Tensor:
-    """Which of `edge` voxels lie between faces (N, 2): bool (N, edge)."""
-    voxel = torch.arange(edge, device=faces.device)
-    return (voxel >= faces[:, :1]) & (voxel < faces[:, 1:])
-
-
-def _all_axes(inside: Sequence[Tensor]) -> Tensor:
-    """Conjunction of (N, edge) over the axes: bool (N, *spatial)."""
-    axes = len(inside)
-    product = torch.ones((), dtype=torch.bool, device=inside[0].device)
-    for axis, line in enumerate(inside):
-        product = product & line.view(len(line), *(-1 if a == axis else 1 for a in range(axes)))
-    return product
-
-
-def _uniform(seed: int, channel: Tensor) -> Tensor:
-    generator = torch.Generator(channel.device).manual_seed(seed)
-    return torch.rand(channel.shape, generator=generator, dtype=channel.dtype, device=channel.device)

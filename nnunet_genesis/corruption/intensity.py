@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from nnunet_genesis.corruption.compiled import map_piecewise
@@ -64,23 +63,6 @@ class IntensityParams(Params):
         base = table[:-1] - step * np.arange(KNOTS - 1)
         rise = step * ((KNOTS - 1) / (high - low))
         map_piecewise(channel.numpy().reshape(-1), base, rise, low, high, -1.0 if self.decreasing else 1.0)
-
-    @classmethod
-    def apply_batch(cls, params: Sequence[IntensityParams], channels: Tensor, low: Tensor, high: Tensor) -> None:
-        """Send each channel along its curve, all at once."""
-        ends = (-1, *(1 for _ in channels.shape[1:]))
-        low, high = low.view(ends), high.view(ends)
-        span = high - low
-        bendable = (span > _SPANS[0]) & (span < _SPANS[1])
-        table = torch.from_numpy(np.stack([one.table() for one in params])).to(channels)
-        slope = torch.tensor([-1.0 if one.decreasing else 1.0 for one in params]).to(channels).view(ends)
-        inside = channels.clamp(low, high)
-        place = (inside - low) * ((KNOTS - 1) / torch.where(bendable, span, 1.0))
-        left = place.long().clamp_(0, KNOTS - 2).flatten(1)  # NaN, too, finds a place; it stays NaN
-        before, after = (table.gather(1, left + more).view_as(channels) for more in (0, 1))
-        share = before + (after - before) * (place - left.view_as(channels))
-        bent = (low + span * share).clamp(low, high) + slope * (channels - inside)
-        channels.copy_(torch.where(bendable, bent, channels))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class MaskingParams(Params):
 
     def apply(self, channel: Tensor, low: float, high: float) -> None:
         """Set the masked voxels to 0, the mean of z-scored intensities and the value of padding, or to NaN."""
-        channel.masked_fill_(self.loss_mask(channel.shape).to(channel.device), self.value)
+        channel.masked_fill_(self.loss_mask(channel.shape), self.value)
 
     def loss_mask(self, shape: Sequence[int]) -> Tensor:
         """The masked voxels: what is visible needs no restoration."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnunet_genesis.corruption.corruption import Params
 from nnunet_genesis.corruption.recipe import RECIPES, Recipe
-from nnunet_genesis.corruption.value_range import value_range, value_ranges
+from nnunet_genesis.corruption.value_range import value_range
 from nnunet_genesis.errors import DatasetError
 
 
@@ -72,7 +72,7 @@ def apply_params(patch: Tensor, params: PairParams, ignored: Tensor | None = Non
     every channel is corrupted by itself, with its own odds and its own intensities; flips are sampled once per
     axis.
     """
-    _check(patch.shape, patch, [params])
+    _check(patch, params)
     target = _flipped(patch, params)
     # numpy copies into huge pages: at 160³ a third less time for shuffling than in torch's memory
     corrupted = torch.from_numpy(np.array(_wide(target).numpy(), order="C"))
@@ -85,57 +85,23 @@ def apply_params(patch: Tensor, params: PairParams, ignored: Tensor | None = Non
     return corrupted.to(patch.dtype), target
 
 
-def apply_params_batch(
-    patches: Tensor, params: Sequence[PairParams], ignored: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Make the (corrupted, target) pairs of a batch on any device.
-
-    Like `apply_params` for each patch, with other permutations and other noise from the same distributions: they
-    follow from the sampled seeds and the kind of device.
-
-    Args:
-        patches: Tensor (B, C, *spatial), floating; not touched.
-        params: What `sample_params` gave, one for each patch.
-        ignored: Voxels that are not to be restored, bool (B, *spatial).
-
-    Raises:
-        DatasetError: A patch has another shape than was sampled for, or the patches hold whole numbers.
-    """
-    _check(patches.shape[1:], patches, params)
-    target = torch.stack([_flipped(patch, one) for patch, one in zip(patches, params, strict=True)])
-    channels = _wide(target).flatten(0, 1).clone()
-    low, high = value_ranges(channels, [one.percentiles for one in params for _ in one.channels])
-    for corruption in zip(*(channel for one in params for channel in one.channels), strict=True):
-        taking_place = {n: one for n, one in enumerate(corruption) if one is not None}
-        if taking_place:
-            places = torch.tensor(list(taking_place), device=channels.device)
-            part = channels[places]
-            kind = type(next(iter(taking_place.values())))
-            kind.apply_batch(list(taking_place.values()), part, low[places], high[places])
-            channels[places] = part
-    for n, (clean, one) in enumerate(zip(target, params, strict=True)):
-        _apply_loss_masks(clean, one, None if ignored is None else ignored[n])
-    return channels.view(patches.shape).to(patches.dtype), target
-
-
 def make_pair(patch: Tensor, recipe: Recipe, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Sample and apply: the (corrupted, target) pair of a patch (C, *spatial), which is not touched."""
     return apply_params(patch, sample_params(patch.shape, recipe, rng))
 
 
 def compile_loops() -> None:
-    """Compile what the CPU path needs (or read it from disk), so that processes forked afterwards need not."""
+    """Compile the loops over voxels (or read it from disk), so that processes forked afterwards need not."""
     for recipe in RECIPES["paper"].alone().values():
         make_pair(torch.arange(64.0).view(1, 4, 4, 4), recipe, np.random.default_rng(0))
 
 
-def _check(shape: Sequence[int], patches: Tensor, params: Sequence[PairParams]) -> None:
-    for one in params:
-        if tuple(shape) != one.shape or not patches.is_floating_point():
-            raise DatasetError(
-                f"Corruptions were sampled for a patch of floating numbers with shape {one.shape}, "
-                f"not {patches.dtype} with shape {tuple(shape)}: sample again for this patch."
-            )
+def _check(patch: Tensor, params: PairParams) -> None:
+    if tuple(patch.shape) != params.shape or not patch.is_floating_point():
+        raise DatasetError(
+            f"Corruptions were sampled for a patch of floating numbers with shape {params.shape}, "
+            f"not {patch.dtype} with shape {tuple(patch.shape)}: sample again for this patch."
+        )
 
 
 def _flipped(patch: Tensor, params: PairParams) -> Tensor:
@@ -150,9 +116,9 @@ def _apply_loss_masks(target: Tensor, params: PairParams, ignored: Tensor | None
     for channel, corruptions in zip(target, params.channels, strict=True):
         for one in filter(None, corruptions):
             if (mask := one.loss_mask(channel.shape)) is not None:
-                channel.masked_fill_(~mask.to(channel.device), torch.nan)
+                channel.masked_fill_(~mask, torch.nan)
 
 
-def _wide(patches: Tensor) -> Tensor:
-    """As float32, or float64 if they are: the same tensor where nothing is to be done."""
-    return patches.to(torch.promote_types(patches.dtype, torch.float32))
+def _wide(patch: Tensor) -> Tensor:
+    """As float32, or float64 if it is: the same tensor where nothing is to be done."""
+    return patch.to(torch.promote_types(patch.dtype, torch.float32))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 _ENOUGH = 16_384
@@ -32,30 +30,6 @@ def value_range(channel: Tensor, percentiles: tuple[float, float]) -> tuple[floa
     if low < high:
         return low, high
     return _order_statistics(channel, (0.0, 100.0))
-
-
-def value_ranges(channels: Tensor, percentiles: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor]:
-    """The same for many channels on any device, without waiting for it.
-
-    Args:
-        channels: Tensor (N, *spatial).
-        percentiles: Low and high percentile for each channel, 0..100.
-
-    Returns:
-        Low and high ends, (N,) each: those that `value_range` finds for each channel.
-    """
-    voxels = torch.stack([_subset(channel) for channel in channels]).flatten(1)
-    counted = voxels.isfinite().sum(1, keepdim=True)
-    ordered = torch.where(voxels.isfinite(), voxels, torch.inf).sort(1).values
-    shares = torch.tensor(percentiles, dtype=torch.float64).to(channels.device, non_blocking=True) / 100
-    low, high = ordered.gather(1, (shares * (counted - 1)).round().long().clamp(min=0)).unbind(1)
-    everything = channels.flatten(1)
-    finite = everything.isfinite()
-    lowest = torch.where(finite, everything, torch.inf).amin(1)
-    highest = torch.where(finite, everything, -torch.inf).amax(1)
-    low, high = torch.where(low < high, low, lowest), torch.where(low < high, high, highest)
-    some = finite.any(1)
-    return torch.where(some, low, 0), torch.where(some, high, 0)
 
 
 def _subset(channel: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def web_address(text: str, from_this_machine: bool = True) -> SplitResult:
     Raises:
         HubError: It is none, is not encrypted, or has a password in it.
     """
-    shown = printable(text, 200)
+    shown = shown_address(text)
     try:
         parts = urlsplit(text)
         host, _ = parts.hostname, parts.port
@@ -98,8 +98,13 @@ def web_address(text: str, from_this_machine: bool = True) -> SplitResult:
             f"{shown} is refused: files are fetched over https only. Write https://…, or download it yourself."
         )
     if not host or parts.username or parts.password:
-        raise HubError(f"{without_secrets(parts)} is no address without user and password. Download the file yourself.")
+        raise HubError(f"{shown} is no address of a server without user and password. Download the file yourself.")
     return parts
+
+
+def shown_address(text: str) -> str:
+    """What a message may show of an address, also of one that cannot be read: no user, password, query or fragment."""
+    return printable(re.sub(r"^([^/?#]*//)[^/?#]*@", r"\1", re.split("[?#]", text, maxsplit=1)[0]), 200)
 
 
 def without_secrets(parts: SplitResult) -> str:

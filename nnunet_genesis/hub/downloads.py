@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import urllib.request
 from collections.abc import Iterator
@@ -70,7 +71,7 @@ def _fetch(address: str, parts: SplitResult, path: Path) -> None:
 def _copy(answer: Any, stream: IO[bytes], shown: str) -> None:
     """Write what arrives, up to what was announced and to what a checkpoint may have."""
     text = answer.headers.get("Content-Length", "")
-    announced = int(text) if text.isdecimal() else None
+    announced = int(text) if text.isdecimal() and len(text) < 20 else None
     if (announced or 0) > LARGEST:
         raise HubError(f"{shown} has {announced:,} bytes; up to {LARGEST >> 30} GiB are fetched. Download it yourself.")
     arrived = 0
@@ -93,8 +94,12 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self.from_this_machine = from_this_machine
 
     def http_error_302(self, req: Any, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage) -> Any:
-        web_address(urljoin(req.full_url, headers.get("Location", "")), self.from_this_machine)
-        return super().http_error_302(req, fp, code, msg, headers)
+        target = urljoin(req.full_url, headers.get("Location", ""))
+        web_address(target, self.from_this_machine)
+        fp.close()  # urllib would read all of the answer, however long, and follow other headers too
+        only = HTTPMessage()
+        only["Location"] = target
+        return super().http_error_302(req, io.BytesIO(), code, msg, only)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
@@ -112,7 +117,9 @@ def _in_words(shown: str) -> Iterator[None]:
         yield
     except HTTPError as error:
         raise HubError(f"{shown} answers {error.code} ({printable(error.reason, 100)}). Check the address.") from None
-    except (HTTPException, TimeoutError, OSError) as error:
+    except UnicodeError:
+        raise HubError(f"{shown} has letters that no address has. Write them as %XX, as a browser does.") from None
+    except (HTTPException, OSError) as error:
         raise HubError(
             f"{shown} cannot be fetched ({reason(error, 150)}). Check network and address, or download it yourself."
         ) from None

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from nnunet_genesis.checkpoints.formats.published import WEIGHTS, is_published
-from nnunet_genesis.errors import HubError, printable
+from nnunet_genesis.errors import HubError
 from nnunet_genesis.files import read_json
-from nnunet_genesis.hub.addresses import HUB, WEB, hub_address, in_full, is_address
+from nnunet_genesis.hub.addresses import HUB, WEB, hub_address, in_full, is_address, shown_address
 from nnunet_genesis.hub.downloads import SOURCE, cache_folder, downloaded
 from nnunet_genesis.hub.repositories import fetched
 
@@ -32,7 +32,7 @@ def located(checkpoint: str | Path) -> Path:
     if text.startswith(WEB):
         return downloaded(text)
     if is_address(text):
-        raise HubError(f"{printable(text, 200)} cannot be fetched. Name a file, {HUB}owner/repo or {WEB[0]}…")
+        raise HubError(f"{shown_address(text)} cannot be fetched. Name a file, {HUB}owner/repo or {WEB[0]}…")
     path = Path(checkpoint)
     return path / WEIGHTS if is_published(path) else path
 

@@ -22,6 +22,7 @@ from nnunet_genesis.importing.journal import PLANES, VOLUMES, Journal, Layout, R
 from nnunet_genesis.importing.pictures import TakeOver, read_planes
 from nnunet_genesis.importing.read import Geometry, UnusableScanError, check_nifti, is_gzip, read_channels
 from nnunet_genesis.parallel import each_case
+from nnunet_genesis.shards import EVERYTHING, Shard, claimed, one_at_a_time, share_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class ImportReport:
     Attributes:
         folder: The dataset.
         imported: Number of cases written in this run.
-        already_there: Number of cases found finished.
+        already_there: Number of cases found finished; of a shard, its own.
         rejected: Source → why it was not imported; includes those rejected by an earlier run and unchanged.
     """
 
@@ -66,6 +67,7 @@ def import_scans(
     *,
     flat: bool = False,
     link: bool = False,
+    shard: Shard = EVERYTHING,
     processes: int = 1,
     progress: bool = True,
 ) -> ImportReport:
@@ -77,6 +79,9 @@ def import_scans(
     read again unless their source has changed. Scans that cannot be used are named in the result and in
     `import_report.json`, and stop nothing.
 
+    Shards may run at the same time, in any order and again. Names of cases do not depend on them: the first run gives
+    all names. A run of everything completes the dataset: it does what is missing and writes `dataset.json`.
+
     Args:
         sources: Files and folders, searched with their subfolders.
         raw: nnU-Net's folder of raw datasets (`nnUNet_raw`).
@@ -85,31 +90,47 @@ def import_scans(
         channels: Channel names in the order of the files' numbers `_0000`, `_0001`, ….
         flat: Import 2D images (PNG, JPEG, TIFF, BMP, DICOM radiographs) in place of volumes.
         link: Make symbolic links to the files that would be copied.
+        shard: (i, n): only every n-th scan, from the i-th on; counted from 1.
         processes: Number of worker processes; each holds one image in memory.
         progress: Show a progress bar.
 
     Raises:
         DatasetError: Id, name or channels do not fit nnU-Net or the dataset that is there; nothing was found;
             or a file could not be written.
+        GenesisError: Another run is at work on some of these cases.
     """
     layout = PLANES if flat else VOLUMES
     folder = dataset_folder(raw, dataset_id, name)
     _check_channels(channels)
     _check_existing(folder, channels, layout)
     scans = find_scans(sources, len(channels), skip=folder, flat=flat)
-    journal = Journal.read(folder, channels, layout)
     try:
         (folder / "imagesTr").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DatasetError(f"{folder} cannot be made ({error.strerror}). Check nnUNet_raw.") from None
-    _forget_solved_rejections(journal, scans, sources)
-    jobs, already_there = _open_jobs(scans, journal, link)
-    _remove_leftovers(journal)
-    journal.save()
-    imported = _work(jobs, journal, processes, progress)
-    reasons = {scan.source: journal.records[scan.source].reason for scan in scans}
+    journal, mine = Journal(folder, channels, layout), share_of(scans, shard)
+    if shard != EVERYTHING:
+        journal.mine = frozenset(scan.source for scan in mine)
+    with claimed(journal.locks, shard):
+        jobs, already_there = _begin(scans, mine, journal, sources, link)
+        imported = _work(jobs, journal, processes, progress)
+    reasons = {scan.source: journal.records[scan.source].reason for scan in mine}
     rejected = {source: reason for source, reason in reasons.items() if reason}
     return ImportReport(folder, imported, already_there, rejected)
+
+
+def _begin(
+    scans: Sequence[Scan], mine: Sequence[Scan], journal: Journal, sources: Sequence[Path], link: bool
+) -> tuple[list[ImportJob], int]:
+    """Name all cases, whoever imports them; what is left to do of mine, and how many of these are there already."""
+    with one_at_a_time(journal.locks):
+        journal.records = Journal.read(journal.folder, journal.channels, journal.layout).records
+        _forget_solved_rejections(journal, scans, sources)
+        _name_cases(scans, journal)
+        jobs, already_there = _open_jobs(mine, journal, link)
+        _remove_leftovers(journal, jobs)
+        journal.write()
+    return jobs, already_there
 
 
 def _work(jobs: Sequence[ImportJob], journal: Journal, processes: int, progress: bool) -> int:
@@ -255,17 +276,25 @@ def _check_existing(folder: Path, channels: Sequence[str], layout: Layout) -> No
             raise DatasetError(f"{folder} exists with other {key}: {both}. Use the same, or another id.")
 
 
-def _open_jobs(scans: Sequence[Scan], journal: Journal, link: bool) -> tuple[list[ImportJob], int]:
-    """The scans still to be imported and the number of finished ones; every scan gets a record."""
+def _name_cases(scans: Sequence[Scan], journal: Journal) -> None:
+    """Every scan gets a record, and a name unless it has a flaw."""
     recorded = {source: record.case for source, record in journal.records.items() if record.case}
-    names, already_there, jobs = case_names(scans, recorded), 0, []
+    names = case_names(scans, recorded)
     for scan in scans:
         record = journal.records.setdefault(scan.source, Record())
+        record.case = names.get(scan.source, record.case)
+
+
+def _open_jobs(scans: Sequence[Scan], journal: Journal, link: bool) -> tuple[list[ImportJob], int]:
+    """The scans still to be imported and the number of finished ones."""
+    already_there, jobs = 0, []
+    for scan in scans:
+        record = journal.records[scan.source]
         if scan.flaw:
             _remove(journal.case_files(record.case) if record.case else [])
             record.reason, record.state = scan.flaw, ""
             continue
-        record.case, state = names[scan.source], scan.state()
+        state = scan.state()
         outputs = tuple(journal.case_files(record.case))
         if record.reason and record.state == state:
             continue
@@ -304,10 +333,15 @@ def _forget_solved_rejections(journal: Journal, scans: Sequence[Scan], sources: 
             del journal.records[source]
 
 
-def _remove_leftovers(journal: Journal) -> None:
-    """Remove what killed runs left: temporary files, and unfinished cases that lack a channel."""
-    _remove(list(journal.folder.glob(".incomplete_*")))
-    for record in journal.records.values():
+def _remove_leftovers(journal: Journal, jobs: Sequence[ImportJob]) -> None:
+    """Remove what killed runs left: temporary files, and unfinished cases that lack a channel; a shard, its own."""
+    if journal.mine is None:
+        _remove(list(journal.folder.glob(".incomplete_*")))
+        records = list(journal.records.values())
+    else:
+        _remove([journal.folder / f".incomplete_{output.name}" for job in jobs for output in job.outputs])
+        records = [journal.records[source] for source in journal.mine]
+    for record in records:
         outputs = journal.case_files(record.case)
         if record.case and not record.state and not all(output.is_file() for output in outputs):
             _remove(outputs)

@@ -1,28 +1,23 @@
-"""Preprocessed volumes → a record of their cases, which a checkpoint carries, and the way back, checked."""
+"""What a checkpoint says of the cases that it was pre-trained on: written, read and checked."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from nnunet_genesis.checkpoints.case_files import whole_record
 from nnunet_genesis.checkpoints.reading import read_content
 from nnunet_genesis.errors import CheckpointError, DatasetError, printable, reason
-from nnunet_genesis.files import written_atomically
-from nnunet_genesis.leaks.signature import DIGEST, LENGTH, Array, digest, pooled, signature
+from nnunet_genesis.leaks.signature import DIGEST, LENGTH, Array
 
 FORMAT = 1
 KEY = "cases"
 """Where a checkpoint's "genesis" facts hold the record."""
-THREADS = min(8, os.cpu_count() or 1)
-"""Volumes that are read at a time: decompression, sums and digests run beside each other."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +84,9 @@ def record_in(checkpoint: Path) -> CaseRecord | None:
     facts = read_content(checkpoint).get("genesis")
     if not isinstance(facts, Mapping) or facts.get(KEY) is None:
         return None
+    block = whole_record(facts[KEY], checkpoint)
     try:
-        return read_record(facts[KEY])
+        return read_record(block)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint} {error}") from None
 
@@ -108,90 +104,11 @@ def channels_of(folder: Path, case: str) -> Iterator[Array]:
         for channel in range(volume.shape[0]):
             yield np.asarray(volume[channel])
     except Exception as error:  # whatever nnU-Net's readers raise for damaged files
-        raise DatasetError(
-            f"The volume of {printable(case, 80)} in {folder} cannot be read ({reason(error, 80)}). "
-            "Preprocess it again."
-        ) from None
+        raise unreadable(case, folder, error) from None
 
 
-def record_of(folder: Path, cases: Sequence[str]) -> CaseRecord:
-    """The record of preprocessed cases; what was computed before, of files that have not changed, is taken over.
-
-    Writes `<folder>_cases.npz` beside the folder. A volume is read once, whole.
-
-    Args:
-        folder: Of preprocessed volumes.
-        cases: Names of some of them.
-
-    Raises:
-        DatasetError: A volume cannot be read.
-    """
-    store = folder.with_name(f"{folder.name}_cases.npz")
-    rows = _stored(store)
-    stamps = {case: _stamp(folder, case) for case in cases}
-    rows = {key: found for key, found in rows.items() if stamps.get(key[0], key[1]) == key[1]}
-    missing = [case for case in cases if (case, stamps[case]) not in rows]
-    try:
-        for case, found in zip(missing, _computed(folder, missing), strict=True):
-            rows[case, stamps[case]] = found
-    finally:
-        if any((case, stamps[case]) in rows for case in missing):
-            _store(rows, store)
-    return _joined((case, rows[case, stamps[case]]) for case in cases)
-
-
-Rows = list[tuple[bytes, Array]]
-"""Digest and signature of each channel of a case."""
-
-
-def _computed(folder: Path, cases: Sequence[str]) -> Iterator[Rows]:
-    def of(case: str) -> Rows:
-        return [(digest(channel), signature(pooled(channel))) for channel in channels_of(folder, case)]
-
-    with ThreadPoolExecutor(THREADS, "signatures") as pool:
-        try:
-            waiting = pool.map(of, cases)
-            yield from tqdm(waiting, "Signatures of the volumes", len(cases), unit="case", disable=len(cases) < 10)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _joined(cases: Iterable[tuple[str, Rows]]) -> CaseRecord:
-    rows = [(case, *row) for case, found in cases for row in found]
-    digests = np.frombuffer(b"".join(row[1] for row in rows), np.uint8).reshape(-1, DIGEST)
-    signatures = np.array([row[2] for row in rows], np.int8).reshape(-1, LENGTH)
-    return CaseRecord(tuple(row[0] for row in rows), digests.copy(), signatures)
-
-
-def _stamp(folder: Path, case: str) -> tuple[int, int]:
-    """Bytes of a case's file and when it was written."""
-    for ending in (".b2nd", ".npz"):
-        if (path := folder / f"{case}{ending}").is_file():
-            found = path.stat()
-            return found.st_size, found.st_mtime_ns
-    raise DatasetError(f"There is no volume of {printable(case, 80)} in {folder}. Preprocess it.")
-
-
-def _stored(store: Path) -> dict[tuple[str, tuple[int, int]], Rows]:
-    """What is kept of earlier computations: nothing where the file is missing or damaged, which costs time only."""
-    rows: dict[tuple[str, tuple[int, int]], Rows] = {}
-    try:
-        with np.load(store, allow_pickle=False) as kept:
-            columns = [kept[name] for name in ("names", "stamps", "digests", "signatures")]
-        names, stamps, digests, signatures = columns
-        if digests.shape != (len(names), DIGEST) or signatures.shape != (len(names), LENGTH):
-            return {}
-        for row, name in enumerate(names):
-            key = str(name), (int(stamps[row][0]), int(stamps[row][1]))
-            rows.setdefault(key, []).append((digests[row].astype(np.uint8).tobytes(), signatures[row].astype(np.int8)))
-    except Exception:  # of damaged archives, numpy raises anything
-        return {}
-    return rows
-
-
-def _store(rows: Mapping[tuple[str, tuple[int, int]], Rows], store: Path) -> None:
-    record = _joined((case, found) for (case, _), found in rows.items())
-    stamps = np.array([stamp for (_, stamp), found in rows.items() for _ in found], np.int64)
-    with written_atomically(store) as temporary:
-        np.savez(temporary, names=np.array(record.names), stamps=stamps, digests=record.digests,
-                 signatures=record.signatures)  # fmt: skip
+def unreadable(case: str, folder: Path, error: Exception) -> DatasetError:
+    """What there is to say of a volume that cannot be read."""
+    return DatasetError(
+        f"The volume of {printable(case, 80)} in {folder} cannot be read ({reason(error, 80)}). Preprocess it again."
+    )

@@ -8,11 +8,15 @@ from typing import Any
 
 import torch
 
+from nnunet_genesis.errors import printable
+
 BACKGROUND, IGNORE = 0, "ignore"
 """nnU-Net's value of what is no label, and its name for voxels that no training looks at."""
 
 KEPT_ROWS = "kept_rows"
 """In a file of transferred weights: tensor of a head → rows that come from the checkpoint."""
+SHOWN = 8
+"""As many names of labels are printed."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,17 @@ class Outputs:
 
     names: Sequence[str]
     regions: bool
+
+    def __str__(self) -> str:
+        """In words."""
+        kind = "regions" if self.regions else "labels"
+        return f"{len(self.names)} {kind} ({listed(self.names)})"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of labels, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(printable(name, 100) for name in names[:SHOWN]) + more
 
 
 def outputs_of(dataset_json: Mapping[str, Any]) -> Outputs | None:

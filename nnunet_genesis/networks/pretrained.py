@@ -75,6 +75,7 @@ class PretrainedNetwork:
             "architecture": _in_words(self.architecture),
             "parameters": f"{self.parameters:,}",
             "channels": f"{self.input_channels} ({channels})",
+            **({"outputs": str(self.outputs)} if self.outputs else {}),
             "axes": ", ".join(self.axes),
             "normalisation": ", ".join(self.normalisation) if self.normalisation else "unknown",
             "patch size": times(self.patch_size) if self.patch_size else "unknown",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +12,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from nnunet_genesis.corruption import PairParams, Recipe, apply_params, apply_params_batch, sample_params
+from nnunet_genesis.corruption import PairParams, Recipe, apply_params, sample_params
 from nnunet_genesis.errors import SettingsError, printable
 from nnunet_genesis.ignored_regions import IGNORED, digest_in
 from nnunet_genesis.named_classes import names_primus
 from nnunet_genesis.nnunet_dataset import configuration_of, encoder_stride
+from nnunet_genesis.volume_index import spread
 
 ATTEMPTS = 10
 """Crops tried before one that is nearly empty is accepted."""
@@ -35,15 +35,14 @@ class PatchBatches(Dataset[dict[str, Any]]):
 
     A batch is nnU-Net's dictionary: `data` float32 (B, C, *patch), `target` alike, `keys` the case identifiers.
     Where a volume is smaller than the patch, `data` is padded with 0, as in nnU-Net, and `target` with NaN:
-    voxels without a finite target carry no loss; nor do those that are ignored. If `corrupt` is false, `target` holds
-    the patches as they were cut, and there is no `data` but `params` and `ignored`: `corrupted_on` makes both of them.
+    voxels without a finite target carry no loss; nor do those that are ignored.
 
     Where the recipe leaves masked cells out, crops are padded before they are masked: the cells are those of the patch.
     `data` is then NaN in masked voxels that are to be restored, and nowhere else.
     """
 
     volumes: Any
-    """A dataset of nnU-Net: `identifiers` and `load_case(identifier)`."""
+    """A dataset of nnU-Net: `identifiers` and `load_case(identifier)`, whose properties may hold the `spread`."""
     patch_size: tuple[int, ...]
     """Two entries (a random slice along the first axis) or three, in voxels."""
     batch_size: int
@@ -56,21 +55,21 @@ class PatchBatches(Dataset[dict[str, Any]]):
     seed: int
     stream: int
     minimum_contrast: float
-    corrupt: bool = True
-    """Whether patches are corrupted here, or later in batches."""
-    _spread: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict, repr=False)
+    crops_per_volume: int = 1
+    """Training patches that are cut from a volume, one after the other."""
+    _opened: tuple[str, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Fix the order in which validation walks through the volumes."""
-        self._walk = ranked(self.volumes.identifiers, self.seed + 1)
+        if self.stream == VALIDATION:
+            cases = self.volumes.identifiers
+            order = sorted(range(len(cases)), key=lambda place: _rank(cases[place], self.seed + 1))
+            self._walk = np.array(order, dtype=np.int32)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Batch `number`, counted from 0."""
         begin = number * self.global_batch_size + self.first
         crops, params, keys, ignored = zip(*(self.crop(begin + i) for i in range(self.batch_size)), strict=True)
-        if not self.corrupt:
-            batch = {"keys": list(keys), "params": list(params), "target": self._padded(crops, math.nan)}
-            return batch | {"ignored": list(ignored), "leaves_out": self.recipe.masking.leaves_out}
         corrupted, target = zip(*map(apply_params, crops, params, ignored), strict=True)
         data, goal = self._padded(corrupted, 0.0), self._padded(target, math.nan)
         if self.recipe.masking.leaves_out:
@@ -85,15 +84,34 @@ class PatchBatches(Dataset[dict[str, Any]]):
 
         Voxels that are ignored are bool (*at most the patch); None: the case has no mask.
         """
-        crops = np.random.default_rng([self.seed, self.stream, k, 0])
         corruptions = np.random.default_rng([self.seed, self.stream, k, 1])
-        cases = self.volumes.identifiers
-        # validation walks through the volumes, in random order in case there are more of them than patches
-        case = self._walk[k % len(cases)] if self.stream == VALIDATION else cases[crops.integers(len(cases))]
+        case, crops = self._drawn(k)
         crop, ignored = self._informative_crop(case, crops)
         if self.recipe.masking.leaves_out:
             crop, ignored = self._whole(crop, ignored)
         return crop, sample_params(crop.shape, self.recipe, corruptions), case, ignored
+
+    def _drawn(self, k: int) -> tuple[str, np.random.Generator]:
+        """The case of sample `k`, and the generator that places its crop."""
+        crops = np.random.default_rng([self.seed, self.stream, k, 0])
+        cases = self.volumes.identifiers
+        if self.stream == VALIDATION:  # walks through the volumes, in random order: there may be more than patches
+            return cases[self._walk[k % len(cases)]], crops
+        place = crops.integers(len(cases))
+        if leader := k % self.crops_per_volume:  # the sample that opens the volume draws the case
+            place = np.random.default_rng([self.seed, self.stream, k - leader, 0]).integers(len(cases))
+        return cases[place], crops
+
+    def _load(self, case: str) -> tuple[Any, Any, np.ndarray[Any, Any]]:
+        """Volume, segmentation and spread of a case; the last one stays open where several crops are cut from it."""
+        if self._opened is None or self._opened[0] != case:
+            volume, segmentation, _, properties = self.volumes.load_case(case)
+            usual = properties["spread"] if "spread" in properties else spread(volume)
+            self._opened = (case, (volume, segmentation, usual))
+        _, found = self._opened
+        if self.crops_per_volume == 1:
+            self._opened = None
+        return found
 
     def example(self, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, str]:
         """Sample `k` to look at: the patch, NaN where it is padding or ignored; input and target of it; the case.
@@ -118,10 +136,8 @@ class PatchBatches(Dataset[dict[str, Any]]):
 
     def _informative_crop(self, case: str, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A random crop that is not empty air, nor ignored, as `crop` gives it, and what of it is ignored."""
-        volume, segmentation, *_ = self.volumes.load_case(case)
+        volume, segmentation, usual = self._load(case)
         marked = bool(digest_in(segmentation))
-        if case not in self._spread:
-            self._spread[case] = spread(volume)
         best, most = None, -1.0
         for _ in range(ATTEMPTS):
             window = random_window(volume.shape, self.patch_size, rng)
@@ -129,7 +145,7 @@ class PatchBatches(Dataset[dict[str, Any]]):
             ignored = torch.from_numpy(segmentation[window][0] == IGNORED) if marked else None
             seen = crop.reshape(len(crop), -1) if ignored is None else crop[:, ~ignored.numpy()]
             variation = np.nanstd(seen, axis=1) if seen.size else np.zeros(len(crop))
-            contrast = float(np.nanmax(variation / np.maximum(self._spread[case], 1e-12)))
+            contrast = float(np.nanmax(variation / np.maximum(usual, 1e-12)))
             if best is None or contrast > most:
                 best, most = (torch.from_numpy(crop), ignored), contrast
             if most >= self.minimum_contrast:
@@ -181,7 +197,11 @@ def _cells_of_tokens(recipe: Recipe, plans: Mapping[str, Any], configuration: st
 
 def ranked(cases: Iterable[str], seed: int) -> list[str]:
     """Cases in a random order in which each keeps its place relative to the others when cases are added."""
-    return sorted(cases, key=lambda case: hashlib.sha256(f"{seed}/{case}".encode()).digest())
+    return sorted(cases, key=lambda case: _rank(case, seed))
+
+
+def _rank(case: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}/{case}".encode()).digest()
 
 
 def hold_out(cases: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
@@ -215,19 +235,6 @@ def random_window(
     return (slice(None), starts[0], *window[1:]) if len(patch_size) == 2 else (slice(None), *window)
 
 
-def spread(volume: Any) -> np.ndarray[Any, Any]:
-    """Standard deviation of each channel over the volume's three central planes, (C,).
-
-    A cheap stand-in for that of the whole volume, which would have to be decompressed.
-    """
-    planes = []
-    for axis, length in enumerate(volume.shape[1:], start=1):
-        window = [slice(None)] * len(volume.shape)
-        window[axis] = slice(length // 2, length // 2 + 1)
-        planes.append(np.asarray(volume[tuple(window)], dtype=np.float32).reshape(volume.shape[0], -1))
-    return np.asarray(np.nanstd(np.concatenate(planes, axis=1), axis=1))
-
-
 def pad(patch: torch.Tensor, patch_size: tuple[int, ...], value: float) -> torch.Tensor:
     """Pad (C, *spatial) on both sides to (C, *patch_size)."""
     missing = [want - have for have, want in zip(patch.shape[1:], patch_size, strict=True)]
@@ -235,40 +242,6 @@ def pad(patch: torch.Tensor, patch_size: tuple[int, ...], value: float) -> torch
     return torch.nn.functional.pad(patch, sides, value=value)
 
 
-def corrupted_on(device: torch.device, batch: dict[str, Any]) -> dict[str, Any]:
-    """A batch with `params` → the same batch with `data` and `target`, made on a device without the padding."""
-    clean, params = batch["target"].to(device, non_blocking=True), batch["params"]
-    data, target = torch.zeros_like(clean), clean.clone()
-    for shape in sorted({one.shape for one in params}):
-        members = [n for n, one in enumerate(params) if one.shape == shape]
-        window = [slice(None)]
-        for have, want in zip(clean.shape[2:], shape[1:], strict=True):
-            start = (have - want) // 2  # where `pad` puts it
-            window.append(slice(start, start + want))
-        crops = torch.stack([clean[n][tuple(window)] for n in members])
-        ignored = None
-        if any(batch["ignored"][n] is not None for n in members):
-            nothing = torch.zeros(shape[1:], dtype=torch.bool)
-            found = [nothing if batch["ignored"][n] is None else batch["ignored"][n] for n in members]
-            ignored = torch.stack(found).to(device)
-        pairs = apply_params_batch(crops, [params[n] for n in members], ignored)
-        for n, corrupted, restored in zip(members, *pairs, strict=True):
-            data[n][tuple(window)], target[n][tuple(window)] = corrupted, restored
-    if batch["leaves_out"]:
-        data = shown_unless_restored(data, target)
-    return {**batch, "data": data, "target": target}
-
-
 def shown_unless_restored(data: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Input (B, C, *patch) of a network that gets nothing of NaN, with 0 for NaN that is not to be restored."""
     return data.masked_fill(data.isnan() & ~target.isfinite(), 0.0)
-
-
-def corrupted_ahead(device: torch.device, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """`corrupted_on` for endless batches, in a thread, one batch ahead: a GPU is fed while it trains."""
-    with ThreadPoolExecutor(1, "corruption") as thread:
-        following = thread.submit(lambda: corrupted_on(device, next(batches)))
-        while True:
-            batch = following.result()
-            following = thread.submit(lambda: corrupted_on(device, next(batches)))
-            yield batch

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import autocast, nn
 
 from nnunet_genesis.batches import load
+from nnunet_genesis.checkpoints.case_files import kept_record
 from nnunet_genesis.checkpoints.saving import save_plain, versions
 from nnunet_genesis.corruption import Recipe, compile_loops
 from nnunet_genesis.errors import DatasetError, one_line
 from nnunet_genesis.files import write_json
-from nnunet_genesis.leaks.case_record import KEY, CaseRecord, record_in, record_of
+from nnunet_genesis.leaks.case_record import KEY, CaseRecord, record_in
 from nnunet_genesis.named_classes import is_primus, names_primus
 from nnunet_genesis.networks.build import build_network, unwrap
 from nnunet_genesis.nnunet_dataset import channel_names, configuration_of
@@ -40,13 +41,13 @@ from nnunet_genesis.pretraining.patches import (
     TRAINING,
     VALIDATION,
     PatchBatches,
-    corrupted_ahead,
     fitted,
     hold_out,
 )
 from nnunet_genesis.pretraining.restoration_log import RestorationLog, draw_restored
 from nnunet_genesis.ranks import RankedTrainer
 from nnunet_genesis.settings import CONVOLUTIONAL, TRANSFORMER, PretrainingSettings
+from nnunet_genesis.volume_index import IndexedVolumes, VolumeIndex, index_of
 
 TASK, HIDDEN_TASK = (
     "restoration of corrupted patches (Models Genesis)",
@@ -89,7 +90,7 @@ class nnUNetTrainerGenesisPretrain(RankedTrainer):  # noqa: N801
         self.save_every = self.settings.save_every
         self.enable_deep_supervision = False
         self.logger.local_logger = RestorationLog(hidden=self.cell is not None)
-        self.seen: CaseRecord | None = None  # rank 0 alone fills it, when training starts
+        self.seen: dict[str, Any] = {}  # the cases; rank 0 alone fills it, when training starts
         self.resumed_from: list[CaseRecord | None] = []
         if "pretraining" not in plans.get("genesis", {}):
             self.print_to_log_file("These plans have no settings for pre-training: the defaults hold.")
@@ -153,22 +154,38 @@ class nnUNetTrainerGenesisPretrain(RankedTrainer):  # noqa: N801
         """
         if self.fold != "all":
             with one_line():
-                cases = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+                cases = self.index.readable()
                 if len(cases) < 5 and not (Path(self.preprocessed_dataset_folder_base) / "splits_final.json").is_file():
                     raise DatasetError(f"{len(cases)} volumes are too few for nnU-Net's five folds. Use fold all.")
             training, validation = map(self._admitted, super().do_split())
             return (training, validation) if validation and training else self._held_out(training)
-        return self._held_out(self._admitted(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)))
+        return self._held_out(self._admitted(self.index.readable()))
+
+    @cached_property
+    def index(self) -> VolumeIndex:
+        """That of the preprocessed volumes, which one process brings up to date while the others wait."""
+        with one_line():
+            if self.is_ddp and self.local_rank != 0:
+                dist.barrier()
+            index = index_of(Path(self.preprocessed_dataset_folder))
+            if self.is_ddp and self.local_rank == 0:
+                dist.barrier()
+        if warning := index.warning():
+            self.print_to_log_file(f"WARNING: {warning}")
+        return index
 
     def _admitted(self, cases: Iterable[str]) -> list[str]:
-        """Cases that the settings do not exclude."""
-        excluded = set(self.settings.exclude)
+        """Cases that the settings do not exclude, and whose volumes can be read."""
+        excluded = {*self.settings.exclude, *self.index.flaws()}
         return [str(case) for case in cases if case not in excluded]
 
     def _held_out(self, cases: list[str]) -> tuple[list[str], list[str]]:
         with one_line():
             if not cases:
-                raise DatasetError('The setting "exclude" leaves no case to pre-train on. Exclude fewer.')
+                raise DatasetError(
+                    'The setting "exclude" and volumes that cannot be read leave no case to pre-train on. Exclude '
+                    "fewer, or preprocess again."
+                )
         training, validation = hold_out(cases, self.settings.validation_share, self.settings.seed)
         if training == validation:
             self.print_to_log_file("WARNING: there is one volume only; restoration is validated on that volume itself.")
@@ -185,24 +202,25 @@ class nnUNetTrainerGenesisPretrain(RankedTrainer):  # noqa: N801
         numbers = itertools.count(self.current_epoch * self.num_iterations_per_epoch + len(self.losses_before))
         compile_loops()
         train = load(self._batches(training, TRAINING), numbers, workers, self.device.type == "cuda")
-        if self.corrupts_on_device:
-            train = corrupted_ahead(self.device, train)
         loading = f"by {workers} loading processes" if workers else "in the training process"
-        who = f"in batches, on {self.device}" if self.corrupts_on_device else loading
-        self.print_to_log_file(f"Training patches are corrupted {who}")
+        self.print_to_log_file(f"Patches are corrupted {loading}")
         repeated = itertools.cycle(range(self.num_val_iterations_per_epoch))
-        # validation is always corrupted by the workers: its patches are the same ones whatever the device
         held_out = self._batches(validation, VALIDATION)
         return self.after_steps_done(train), load(held_out, repeated, (workers + 1) // 2, self.device.type == "cuda")
 
     def _record_cases(self, cases: set[str]) -> None:
-        """Note for `leaks` which images this training sees: those that validate choose the best checkpoint."""
+        """Note for `leaks` which images this training sees: those that validate choose the best checkpoint.
+
+        Those from before a restart, too; nothing where part of them is not known.
+        """
         if self.settings.exclude:
             self.print_to_log_file(f"Left out, as the settings say: {', '.join(self.settings.exclude)}")
         if self.local_rank != 0 or self.disable_checkpointing:
             return
-        with one_line():
-            self.seen = record_of(Path(self.preprocessed_dataset_folder), sorted(cases))
+        known = [record for record in self.resumed_from if record is not None]
+        if len(known) == len(self.resumed_from):
+            record = reduce(CaseRecord.joined, [*known, self.index.record(sorted(cases))])
+            self.seen = {KEY: kept_record(record.block(), Path(self.output_folder))}
 
     def _batches(self, cases: list[str], stream: int, recipe: Recipe | None = None) -> PatchBatches:
         everything = self.configuration_manager.batch_size
@@ -210,7 +228,7 @@ class nnUNetTrainerGenesisPretrain(RankedTrainer):  # noqa: N801
         # the first ranks take one patch more where the batch does not divide evenly: nnU-Net's rule
         first = self.local_rank * (everything // ranks) + min(self.local_rank, everything % ranks)
         return PatchBatches(
-            volumes=self.dataset_class(self.preprocessed_dataset_folder, list(cases)),
+            volumes=IndexedVolumes(self.index, cases),
             patch_size=tuple(self.configuration_manager.patch_size),
             batch_size=self.batch_size,
             global_batch_size=everything,
@@ -219,14 +237,8 @@ class nnUNetTrainerGenesisPretrain(RankedTrainer):  # noqa: N801
             seed=self.settings.seed,
             stream=stream,
             minimum_contrast=self.settings.minimum_contrast,
-            corrupt=stream == VALIDATION or not self.corrupts_on_device,
+            crops_per_volume=self.settings.crops_per_volume,
         )
-
-    @property
-    def corrupts_on_device(self) -> bool:
-        """Whether training patches are corrupted in batches, by the device that trains."""
-        choice = self.settings.corrupt_on
-        return choice == "device" or (choice == "auto" and self.device.type == "cuda")
 
     def run_training(self) -> None:
         """As in nnU-Net, to the last epoch or to that after which patience has come to an end."""
@@ -351,15 +363,9 @@ class nnUNetTrainerGenesisPretrain(RankedTrainer):  # noqa: N801
                 "settings": self.settings.block(),
                 "versions": versions(),
             }
-            | self._cases_seen()
+            | self.seen
             | self.progress()
         )
-
-    def _cases_seen(self) -> dict[str, Any]:
-        """The record of the cases, also of those before a restart; nothing where part of them is not known."""
-        records = [*self.resumed_from, self.seen]
-        known = [record for record in records if record is not None]
-        return {KEY: reduce(CaseRecord.joined, known).block()} if len(known) == len(records) else {}
 
     @torch.no_grad()
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:

@@ -12,12 +12,14 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from nnunet_genesis.checkpoints.formats.published import CASES, CONFIG, MARK, VERSION, WEIGHTS, write_record
+from nnunet_genesis.checkpoints.case_files import whole_record, write_record
+from nnunet_genesis.checkpoints.formats.published import CASES, CONFIG, MARK, VERSION, WEIGHTS
 from nnunet_genesis.checkpoints.plain_types import plain
 from nnunet_genesis.checkpoints.reading import read_content, read_pretrained
 from nnunet_genesis.checkpoints.saving import versions
 from nnunet_genesis.errors import HubError, printable
 from nnunet_genesis.files import sha256, write_json
+from nnunet_genesis.hub.addresses import HUB
 from nnunet_genesis.hub.locating import located, origin
 from nnunet_genesis.networks.pretrained import PretrainedNetwork
 from nnunet_genesis.publishing.model_card import README, model_card
@@ -80,6 +82,7 @@ def write_bundle(checkpoint: str | Path, folder: Path, about: About) -> dict[str
     source = read_pretrained(path)
     if about.cases and not isinstance(source.cases, Mapping):
         raise HubError(f"{path} has no record of its cases to publish. Leave --cases out.")
+    folder = folder.absolute()  # "." has no name
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".incomplete_{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -97,11 +100,11 @@ def _fill(folder: Path, checkpoint: Path, source: PretrainedNetwork, about: Abou
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in source.weights.items()}
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     if about.cases:
-        write_record(source.cases, folder / CASES)
+        write_record(whole_record(source.cases, checkpoint), folder / CASES, compressed=True)
     config = describe(source, read_content(checkpoint)) | {
         "weights_sha256": sha256(folder / WEIGHTS),
         "source_sha256": sha256(checkpoint),
-        "source": origin(checkpoint),
+        "source": _public(origin(checkpoint)),
         "cases_published": about.cases,
         "licence": about.licence,
         "data": printable(about.data),
@@ -124,12 +127,19 @@ def describe(source: PretrainedNetwork, content: Mapping[str, Any]) -> dict[str,
         "normalisation": source.normalisation,
         "intensities": _intensities(content),
         "turned": source.turned,
+        "axes": source.axes,
+        "outputs": source.outputs and {"names": list(source.outputs.names), "regions": source.outputs.regions},
         "notes": list(source.notes),
         "parameters": source.parameters,
         "pretraining": _pretraining(content),
         "trained_with": _versions(content),
         "written_with": versions(),
     }
+
+
+def _public(address: str | None) -> str | None:
+    """An address that others may know: of the hub. Servers may be those of a hospital."""
+    return address if address is not None and address.startswith(HUB) else None
 
 
 def _facts(content: Mapping[str, Any]) -> Mapping[str, Any]:

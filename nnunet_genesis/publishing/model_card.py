@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnunet_genesis.errors import printable
+from nnunet_genesis.named_classes import names_primus
 
 README = "README.md"
 ADDRESS = "hf://OWNER/REPOSITORY"
@@ -22,6 +23,17 @@ GENESIS = """@article{zhou2021models,
   title = {Models Genesis},
   journal = {Medical Image Analysis}, volume = {67}, pages = {101840}, year = {2021},
   doi = {10.1016/j.media.2020.101840}
+}"""
+
+MAE = """@inproceedings{zhou2023selfmedmae,
+  author = {Zhou, Lei and others},
+  title = {Self Pre-training with Masked Autoencoders for Medical Image Classification and Segmentation},
+  booktitle = {ISBI}, year = {2023}, eprint = {2203.05573}, archivePrefix = {arXiv}
+}"""
+PRIMUS = """@article{wald2025primus,
+  author = {Wald, Tassilo and others},
+  title = {Primus: Enforcing Attention Usage for {3D} Medical Image Segmentation},
+  journal = {arXiv preprint arXiv:2503.01835}, year = {2025}
 }"""
 
 
@@ -41,7 +53,7 @@ def model_card(config: Mapping[str, Any], facts: Mapping[str, str], title: str =
         "Training": _training(config),
         "Files": _files(config),
         "Licence and citation": _citation(config, citation),
-        "Limits": "For research. These weights are no medical device, and nobody has tested them for use on patients. "
+        "Limits": "For research. These weights are no medical device and not meant for decisions about patients. "
         "What they teach a network depends on the training data above, with all of their selection.",
     }
     text = [_front_matter(config), f"# {_text(title) or _text(facts['architecture'].partition(';')[0])}",
@@ -65,6 +77,10 @@ def _front_matter(config: Mapping[str, Any]) -> str:
 
 def _is_ours(config: Mapping[str, Any]) -> bool:
     return config["pretraining"] is not None
+
+
+def _is_mae(config: Mapping[str, Any]) -> bool:
+    return _is_ours(config) and config["pretraining"]["recipe"]["masking"]["masked_as"] == "absent"
 
 
 def _use(config: Mapping[str, Any]) -> str:
@@ -92,14 +108,16 @@ def _data(config: Mapping[str, Any]) -> str:
 
 def _input(config: Mapping[str, Any], facts: Mapping[str, str]) -> str:
     rows = [(label, facts[label]) for label in ("channels", "spacing", "patch size", "normalisation")]
+    if config["outputs"]:
+        rows.append(("outputs of the heads", ", ".join(config["outputs"]["names"])))
     for number, channel in enumerate(config["intensities"] or ()):
         rows.append(
             (f"intensities of channel {number}", ", ".join(f"{name} {value:g}" for name, value in channel.items()))
         )
     table = ["| | |", "|---|---|", *(f"| {_text(label)} | {_text(text)} |" for label, text in rows)]
     notes = [f"- {_text(note)}" for note in config["notes"]]
-    order = "Axes of spacing and patch are in the order of nnU-Net (z, y, x)." if config["spacing"] else ""
-    return "\n".join([*table, *(["", order] if order else []), *(["", *notes] if notes else [])])
+    order = f"The axes of volumes, kernels, spacing and patch are in the order {', '.join(config['axes'])}."
+    return "\n".join([*table, "", order, *(["", *notes] if notes else [])])
 
 
 def _training(config: Mapping[str, Any]) -> str:
@@ -109,8 +127,9 @@ def _training(config: Mapping[str, Any]) -> str:
         return made
     used = [name for name, block in settings["recipe"].items()
             if isinstance(block, Mapping) and block.get("probability")]  # fmt: skip
+    how = "as a masked autoencoder" if _is_mae(config) else "by restoring corrupted patches (Models Genesis)"
     return (
-        f"{made} Pre-trained by restoring corrupted patches (Models Genesis), {settings['epochs']} epochs of "
+        f"{made} Pre-trained {how}, {settings['epochs']} epochs of "
         f"{settings['iterations']} steps at most, with {', '.join(_text(name) for name in used) or 'no corruption'}. "
         "All settings are in `config.json`."
     )
@@ -125,7 +144,9 @@ def _files(config: Mapping[str, Any]) -> str:
 
 
 def _citation(config: Mapping[str, Any], citation: str) -> str:
-    entries = [entry for entry in (citation.strip(), GENESIS if _is_ours(config) else "", NNUNET) if entry]
+    ours = [MAE if _is_mae(config) else GENESIS] if _is_ours(config) else []
+    primus = [PRIMUS] if names_primus(config["architecture"]["network_class_name"]) else []
+    entries = [*([citation.strip()] if citation.strip() else []), *ours, *primus, NNUNET]
     return (
         f"Licence: {config['licence']}. Please cite\n\n```bibtex\n" + "\n\n".join(entries).replace("```", "") + "\n```"
     )

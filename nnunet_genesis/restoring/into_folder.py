@@ -11,10 +11,11 @@ import SimpleITK as sitk
 from tqdm import tqdm
 
 from nnunet_genesis.checkpoints.saving import versions
-from nnunet_genesis.errors import DatasetError, printable
+from nnunet_genesis.errors import CheckpointError, DatasetError, printable
 from nnunet_genesis.files import sha256, write_json, written_atomically
 from nnunet_genesis.hub.locating import located, origin
 from nnunet_genesis.importing.find import Scan, case_names, find_scans
+from nnunet_genesis.importing.journal import PLANES
 from nnunet_genesis.importing.read import Geometry, read_channels
 from nnunet_genesis.restoring.restorer import Restorer, Volume
 from nnunet_genesis.restoring.sheet import Row, row, write_sheet
@@ -79,6 +80,11 @@ def restore_scans(
     _refuse_scans_in(folder, sources)
     checkpoint = located(checkpoint)
     restorer = Restorer(checkpoint, device, hide)
+    if restorer.plans.plans["image_reader_writer"] == PLANES.reader:
+        raise CheckpointError(
+            f"{checkpoint} was trained on 2D images; restore reads and writes volumes only. See restoration_final.png "
+            "of the pre-training, or name a checkpoint of volumes."
+        )
     scans = find_scans(sources, len(restorer.channels), skip=folder)
     names = case_names(scans, {})
     folder.mkdir(parents=True, exist_ok=True)

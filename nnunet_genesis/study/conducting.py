@@ -14,6 +14,7 @@ from tqdm import tqdm
 from nnunet_genesis.errors import StudyError, reason
 from nnunet_genesis.parallel import each_case, variable
 from nnunet_genesis.preflight import refuse_missing_gpu
+from nnunet_genesis.shards import EVERYTHING, Shard, share_of
 from nnunet_genesis.study.design import Run, Study, read_study
 from nnunet_genesis.study.evaluation import surface_metrics
 
@@ -46,7 +47,7 @@ def run_study(
     folder: Path,
     *,
     jobs: int = 1,
-    shard: tuple[int, int] = (1, 1),
+    shard: Shard = EVERYTHING,
     device: str = "cuda",
     keep_models: bool = False,
     progress: bool = True,
@@ -73,7 +74,7 @@ def run_study(
     study = read_study(folder)
     refuse_missing_gpu(torch.device(device))
     surface_metrics()
-    mine = study.runs()[shard[0] - 1 :: shard[1]]
+    mine = list(share_of(study.runs(), shard))
     (folder / LOCKS).mkdir(exist_ok=True)
     outcome = Outcome()
     with _results_in(folder.resolve() / "trainings"), tqdm(

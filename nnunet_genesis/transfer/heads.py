@@ -8,14 +8,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from nnunet_genesis.errors import printable
 from nnunet_genesis.networks.layout import Layer
-from nnunet_genesis.networks.outputs import Outputs
+from nnunet_genesis.networks.outputs import Outputs, listed
 from nnunet_genesis.transfer.layers import record_of, start_anew, widths_changed
 from nnunet_genesis.transfer.records import Cause, Reason, State, TensorRecord
-
-SHOWN = 8
-"""As many names of labels are printed; the report in JSON has all."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +60,7 @@ def _rows_by_name(names: Sequence[str]) -> dict[str, int]:
 
 
 def _in_words(names: Mapping[str, list[str]]) -> str:
-    return "; ".join(f"{state} {_listed(each)}" for state, each in names.items() if each)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(printable(name, 100) for name in names[:SHOWN]) + more
+    return "; ".join(f"{state} {listed(each)}" for state, each in names.items() if each)
 
 
 def keep_rows(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnunet_genesis.checkpoints.case_files import carry_record
 from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.checkpoints.saving import versions
 from nnunet_genesis.errors import TransferError
@@ -51,18 +52,10 @@ class Transferred:
 
 
 def transfer(
-    checkpoint: str | Path | None,
-    dataset: str,
-    plans_name: str,
-    configuration: str,
-    new_plans_name: str,
-    schedule: dict[str, Any],
-    min_coverage: float = MIN_COVERAGE,
-    resize_widths: bool = False,
-    leaks: list[str] | None = None,
-    keep_labels: bool = True,
-    axes: str | None = None,
-) -> Transferred:
+    checkpoint: str | Path | None, dataset: str, plans_name: str, configuration: str, new_plans_name: str,
+    schedule: dict[str, Any], min_coverage: float = MIN_COVERAGE, resize_widths: bool = False,
+    leaks: list[str] | None = None, keep_labels: bool = True, axes: str | None = None,
+) -> Transferred:  # fmt: skip
     """Carry a checkpoint's weights into the network that a dataset's plans describe.
 
     Writes `<new plans>_<configuration>.pth` and `<new plans>.json` into the dataset's preprocessed folder, and an entry
@@ -173,6 +166,7 @@ def _write(
     }
     if cases is not None:
         facts["cases"] = cases  # so that leaks are found in the file of weights too
+        carry_record(cases, checkpoint, path.parent)
     with written_atomically(path) as temporary:
         torch.save({"network_weights": network.state_dict(), "genesis": facts}, temporary)
     return replace(

@@ -53,11 +53,14 @@ def match(
         TransferError: The networks are of different families, or the source contradicts itself.
     """
     built = skeleton(source.architecture, source.input_channels)
+    heads = head_rows(source.outputs, outputs)
     if is_primus(built) and is_primus(network):
-        return match_primus(source, built, network, channels)
+        report = match_primus(source, built, network, channels)
+        report.remarks += ["heads start anew, also for labels that remain: it is a Primus"] if heads.rows else []
+        return report
     if is_primus(built) or is_primus(network):
         refuse_other_family(type(built).__name__, type(network).__name__)
-    return _match_unets(source, built, network, channels, resize_widths, head_rows(source.outputs, outputs))
+    return _match_unets(source, built, network, channels, resize_widths, heads)
 
 
 def _match_unets(

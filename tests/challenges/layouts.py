@@ -15,7 +15,7 @@ import SimpleITK as sitk
 SHAPE = (8, 8, 8)
 SPACING = (0.7, 0.8, 2.5)
 ORIGIN = (-12.5, 33.25, 101.0)
-DIRECTION = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
+DIRECTION = (0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # no equal of its own transpose
 
 MSD = {
     "Task01_BrainTumour": (("FLAIR", "T1w", "t1gd", "T2w"), ("edema", "non-enhancing tumor", "enhancing tumour"),
@@ -100,46 +100,47 @@ def write_msd(folder: Path, task: str = "Task03_Liver", shape: Sequence[int] = S
     return where
 
 
-def write_lits(folder: Path, training: Sequence[int] = (0, 1, 28), tests: Sequence[int] = (0, 1)) -> Path:
+def write_lits(folder: Path, training: Sequence[int] = (0, 1, 28), tests: Sequence[int] = (0, 1),
+               shape: Sequence[int] = SHAPE) -> Path:  # fmt: skip
     """LiTS below `folder`, in the folders of its archives; volumes 28 to 47 with an identity affine."""
     where = folder / "LiTS"
     for number in training:
         batch = where / f"Training_Batch{1 if number < 28 else 2}"
         lost = {"spacing": (1.0,) * 3, "origin": (0.0,) * 3, "direction": tuple(np.eye(3).ravel())}
         geometry = lost if 28 <= number <= 47 else {}
-        write(voxels(f"volume{number}")[0], batch / f"volume-{number}.nii", **geometry)
-        write(labels([1, 2]), batch / f"segmentation-{number}.nii", **geometry)
+        write(voxels(f"volume{number}", shape=shape)[0], batch / f"volume-{number}.nii", **geometry)
+        write(labels([1, 2], shape), batch / f"segmentation-{number}.nii", **geometry)
         (batch / f"._volume-{number}.nii").write_bytes(b"\0\5\26\7 resource fork")
     for number in tests:
-        write(voxels(f"test{number}")[0], where / "LITS-Challenge-Test-Data" / f"test-volume-{number}.nii")
+        write(voxels(f"test{number}", shape=shape)[0], where / "LITS-Challenge-Test-Data" / f"test-volume-{number}.nii")
     return where
 
 
 def write_brats21(folder: Path, training: Sequence[str] = ("BraTS2021_00000", "BraTS2021_00002"),
-                  tests: Sequence[str] = ("BraTS2021_00001", "BraTS2021_00013")) -> Path:  # fmt: skip
+                  tests: Sequence[str] = ("BraTS2021_00001", "BraTS2021_00013"), shape: Sequence[int] = SHAPE) -> Path:  # fmt: skip
     """BraTS of 2017 to 2021 below `folder`: labels 1, 2, 4, and underscores in names."""
     parts = ("t1", "t1ce", "t2", "flair")
-    return _write_brats(folder / "BraTS2021", "_", parts, (1, 2, 4), training, tests, "BraTS2021_{}_Data")
+    return _write_brats(folder / "BraTS2021", "_", parts, (1, 2, 4), training, tests, "BraTS2021_{}_Data", shape)
 
 
 def write_brats23(folder: Path, training: Sequence[str] = ("BraTS-GLI-00000-000", "BraTS-GLI-00002-000"),
                   tests: Sequence[str] = ("BraTS-GLI-00001-000", "BraTS-GLI-00001-001"),
-                  values: Sequence[int] = (1, 2, 3)) -> Path:  # fmt: skip
+                  values: Sequence[int] = (1, 2, 3), shape: Sequence[int] = SHAPE) -> Path:  # fmt: skip
     """BraTS from 2023 on below `folder`: consecutive labels (in 2024 up to 4), and hyphens in names."""
     parts = ("t1n", "t1c", "t2w", "t2f")
     name = "ASNR-MICCAI-BraTS2023-GLI-Challenge-{}Data"
-    return _write_brats(folder / "BraTS2023", "-", parts, values, training, tests, name)
+    return _write_brats(folder / "BraTS2023", "-", parts, values, training, tests, name, shape)
 
 
 def _write_brats(where: Path, hyphen: str, parts: Sequence[str], values: Sequence[int], training: Sequence[str],
-                 tests: Sequence[str], name: str) -> Path:  # fmt: skip
+                 tests: Sequence[str], name: str, shape: Sequence[int]) -> Path:  # fmt: skip
     """Cases in folders of their own; co-registered images in one space, as BraTS publishes them."""
     space = {"spacing": (1.0,) * 3, "origin": (0.0, -239.0, 0.0), "direction": DIRECTION}
     for kind, cases in (("Training", training), ("Validation", tests)):
         for case in cases:
             folder = where / name.format(kind) / case
-            for part, array in zip(parts, voxels(case, len(parts)), strict=True):
+            for part, array in zip(parts, voxels(case, len(parts), shape), strict=True):
                 write(array, folder / f"{case}{hyphen}{part}.nii.gz", **space)
             if kind == "Training":
-                write(labels(values), folder / f"{case}{hyphen}seg.nii.gz", **space)
+                write(labels(values, shape), folder / f"{case}{hyphen}seg.nii.gz", **space)
     return where

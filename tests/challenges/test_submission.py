@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import shutil
 import struct
 import zipfile
@@ -135,6 +136,8 @@ def test_the_same_predictions_give_the_same_bytes(liver, tmp_path):
     shutil.copytree(predictions, tmp_path / "again")
     assert attempt(msd.plan_submission, tmp_path / "again", task, tmp_path / "again.zip") == []
     assert archive.read_bytes() == (tmp_path / "again.zip").read_bytes()
+    with zipfile.ZipFile(archive) as opened:
+        assert {entry.date_time for entry in opened.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
 def test_datasets_of_nnunet_stand_for_the_download(liver, raw):
@@ -329,6 +332,18 @@ def test_hostile_archives_are_named_and_leave_nothing_behind(archive, tmp_path):
     assert checked(archive)[-1] == f"{SECOND}: is no NIfTI file, although its name says so"
 
 
+def test_members_are_not_unpacked_beyond_the_size_of_their_image(archive):
+    repack(archive, {FIRST: bytes(30 << 20)})
+    plan = msd.plan_submission(None, archive.parent / "MSD", True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, hard))  # of a file that is written
+    try:
+        wrong = check_archive(plan, archive, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert wrong == [f"{FIRST}: is larger than an image of its size"]
+
+
 def test_lists_of_very_many_files_are_not_read(archive, tmp_path):
     with zipfile.ZipFile(archive, "a") as opened:
         for number in range(60):
@@ -358,3 +373,25 @@ def test_encrypted_and_damaged_members_are_named(archive):
         assert opened.infolist()[0].flag_bits & 1
     archive.write_bytes(bytes(data))
     assert checked(archive)[0].startswith(f"{FIRST}: cannot be unpacked")
+
+
+def test_test_images_that_could_not_be_used_are_still_wanted(liver, raw, tmp_path):
+    """Neither a damaged test image nor one without its first channel makes an archive complete that lacks it."""
+    task, predictions, archive = liver
+    (task / "imagesTs/liver_200.nii.gz").write_bytes(b"damaged")
+    folder = make(msd.find_download(task), raw).folder
+    (predictions / "Task03_Liver/liver_200.nii.gz").unlink()
+    assert attempt(msd.plan_submission, predictions, folder, archive) == [
+        "Task03_Liver/liver_200.nii.gz: its test image is missing"
+    ]
+    content = json.loads((folder / "dataset.json").read_text())
+    content["challenge"]["test"] = ["../../x"]
+    (folder / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match='"test" must be a list of names of cases'):
+        msd.plan_submission(predictions, folder, True)
+    cases = write_brats21(tmp_path)
+    next(cases.rglob("BraTS2021_00013_t1.nii.gz")).unlink()
+    plan = brats.plan_submission(None, cases)
+    assert [(wanted.member, wanted.image is None) for wanted in plan.wanted] == [
+        ("BraTS2021_00001.nii.gz", False), ("BraTS2021_00013.nii.gz", True)
+    ]  # fmt: skip

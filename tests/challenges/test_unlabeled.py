@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from PIL import Image
 
 from nnunet_genesis.challenges.chestxray import FINDINGS, find_images_of, findings, images_below, official_split
 from nnunet_genesis.challenges.luna16 import SPLITS, find_scans_of
@@ -17,45 +16,9 @@ from nnunet_genesis.challenges.unlabeled import cases_in, import_selection
 from nnunet_genesis.errors import DatasetError
 from nnunet_genesis.importing.into_dataset import ImportReport
 from tests.challenges.conftest import description
-from tests.challenges.layouts import voxels, write
+from tests.challenges.layouts import voxels
+from tests.challenges.unlabeled_layouts import PICTURES, uid, write_chestxray, write_luna16
 from tests.conftest import run_genesis
-
-PICTURES = ["00000001_000.png", "00000001_001.png", "00000002_000.png", "00000003_000.png", "00000003_001.png"]
-ROWS = ["Cardiomegaly|Emphysema", "No Finding", "Hernia", "No Finding", "Effusion"]
-
-
-def uid(subset: int, number: int = 0) -> str:
-    return f"1.3.6.1.4.1.14519.5.2.1.6279.6001.{100 + subset}{number}"
-
-
-def write_luna16(folder: Path, subsets: range = range(10)) -> Path:
-    """One scan in each subset, two in subset 0, and what macOS adds."""
-    for subset in subsets:
-        for number in range(2 if subset == 0 else 1):
-            write(voxels(uid(subset, number))[0], folder / f"subset{subset}" / f"{uid(subset, number)}.mhd")
-        (folder / f"subset{subset}" / f"._{uid(subset)}.mhd").write_bytes(b"\0\5\26\7 resource fork")
-    write(voxels("mask")[0], folder / "seg-lungs-LUNA16" / f"{uid(0)}.mhd")
-    return folder
-
-
-def write_chestxray(folder: Path, edge: int = 16) -> Path:
-    """Five X-rays of three patients in two folders; patient 3 is tested on. One has four equal channels, as some have."""
-    for number, name in enumerate(PICTURES):
-        where = folder / f"images_{1 + number // 3:03d}" / "images"
-        where.mkdir(parents=True, exist_ok=True)
-        image = np.random.default_rng(number).integers(0, 255, (edge, edge)).astype("u1")
-        colours = np.dstack([image] * 3 + [np.full_like(image, 255)])
-        Image.fromarray(colours if number == 1 else image).save(where / name)
-        (where / f"._{name}").write_bytes(b"\0\5\26\7 resource fork")
-    (folder / "train_val_list.txt").write_text("\n".join(PICTURES[:3]) + "\n")
-    (folder / "test_list.txt").write_text("\n".join(PICTURES[3:]) + "\n")
-    rows = [
-        f"{name},{found},0,{int(name[:8])},58,M,PA,2682,2749,0.143,0.143,"
-        for name, found in zip(PICTURES, ROWS, strict=True)
-    ]
-    header = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],"
-    (folder / "Data_Entry_2017.csv").write_text("\n".join([header, *rows]) + "\n")
-    return folder
 
 
 def make_luna(source: Path, raw: Path, training, validation=()) -> ImportReport:
@@ -81,6 +44,24 @@ def test_the_papers_splits_of_luna16(source, raw, split, scans):
     else:
         assert not (report.folder / "splits_final.json").exists()
     assert make_luna(source, raw, training, validation).already_there == scans
+
+
+def test_shards_leave_the_folds_to_the_run_that_completes_the_dataset(source, raw, monkeypatch, capsys):
+    """A dataset without its folds would be split at random."""
+    write_luna16(source)
+    monkeypatch.setenv("nnUNet_raw", str(raw))
+    words = ("dataset", "luna16", source, "-d", 516, "-np", 1, "--split", "released")
+    for number in (2, 1):
+        assert run_genesis(*words, "--shard", f"{number}/2") == 0
+        assert [path.name for path in (raw / "Dataset516_LUNA16").glob("*.json")] == ["import_report.json"]
+    assert "4 cases imported" in (printed := capsys.readouterr().out)
+    assert "run the same command without --shard" in printed
+    assert "fold 0 trains" not in printed
+    assert run_genesis(*words) == 0
+    assert "0 cases imported" in capsys.readouterr().out
+    (fold,) = json.loads((raw / "Dataset516_LUNA16" / "splits_final.json").read_text())
+    assert fold["val"] == [uid(5), uid(6)]
+    assert description(raw / "Dataset516_LUNA16")["challenge"]["subsets"]["training"] == [0, 1, 2, 3, 4]
 
 
 def test_a_dataset_with_scans_that_are_to_be_held_out_is_refused(source, raw):

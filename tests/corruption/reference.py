@@ -13,6 +13,8 @@ from torch import Tensor
 from nnunet_genesis.corruption.corruption import Params
 from nnunet_genesis.corruption.cutout import CutoutParams
 from nnunet_genesis.corruption.intensity import IntensityParams
+from nnunet_genesis.corruption.masking import MaskingParams
+from nnunet_genesis.corruption.pair import PairParams
 from nnunet_genesis.corruption.shuffling import ShufflingParams
 
 SPATIAL = [(24, 20, 16), (1, 32, 32), (7, 9, 40), (33, 31), (1, 1, 1), (1, 1), (64, 3), (14, 48, 48)]
@@ -23,21 +25,11 @@ seeds = st.integers(0, 2**32)
 dtypes = st.sampled_from(DTYPES)
 
 
-def on_cpu(channel: Tensor, params: Params, low: float, high: float) -> Tensor:
-    """The channel after the compiled loops of the CPU path, in its own type."""
+def applied(channel: Tensor, params: Params, low: float, high: float) -> Tensor:
+    """A corrupted copy of the channel, in its own type."""
     wide = channel.to(torch.promote_types(channel.dtype, torch.float32), copy=True).contiguous()
     params.apply(wide, low, high)
     return wide.to(channel.dtype)
-
-
-def in_batch(channel: Tensor, params: Params, low: float, high: float) -> Tensor:
-    """The channel after the batched path of devices, run on the CPU."""
-    wide = channel.to(torch.promote_types(channel.dtype, torch.float32), copy=True).contiguous()[None]
-    params.apply_batch([params], wide, torch.tensor([low]).to(wide), torch.tensor([high]).to(wide))
-    return wide[0].to(channel.dtype)
-
-
-WAYS = [on_cpu, in_batch]
 
 
 def noise(shape: Sequence[int], seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -74,6 +66,63 @@ def bent_value(value: float, params: IntensityParams, low: float, high: float) -
         below, above = (middle, above) if point(0, middle) < expected else (below, middle)
     share = point(1, (below + above) / 2)
     return low + (high - low) * (1 - share if params.decreasing else share)
+
+
+def bent(values: np.ndarray, params: IntensityParams, low: float, high: float) -> np.ndarray:
+    """The curve's table, interpolated by numpy; beyond its ends a slope of 1, or of -1."""
+    if not low < high:
+        return values
+    clipped = np.clip(values.astype(np.float64), low, high)
+    table = params.table()
+    share = np.interp((clipped - low) / (high - low), np.linspace(0, 1, len(table)), table)
+    with np.errstate(invalid="ignore"):
+        beyond = np.where(np.isnan(values), np.nan, values - clipped)
+    return low + (high - low) * share + (-1 if params.decreasing else 1) * beyond
+
+
+def painted(values: np.ndarray, params: CutoutParams, low: float, high: float) -> np.ndarray:
+    """CutoutParams voxel by voxel, with the random numbers written out."""
+    out, state = values.copy(), _following(params.seed)
+    for place in np.argwhere(inside(values.shape, params) != params.outer):
+        state = _following(state)
+        out[tuple(place)] = low + (high - low) / 2**24 * (state >> 40)
+    return out
+
+
+def ends(values: np.ndarray, percentiles: Sequence[float]) -> tuple[float, float]:
+    """Value range of a small channel, all of whose voxels count."""
+    finite = np.sort(values[np.isfinite(values)])
+    low, high = (float(finite[round(share / 100 * (len(finite) - 1))]) for share in percentiles)
+    return (low, high) if low < high else (float(finite[0]), float(finite[-1]))
+
+
+def plain_pair(patch: np.ndarray, params: PairParams) -> tuple[np.ndarray, np.ndarray]:
+    """Corrupted and target of a small float32 patch: mirrored, then one channel and one corruption after another."""
+    target = np.flip(patch, [axis + 1 for axis in params.flips]).copy()
+    corrupted = target.copy()
+    for channel, clean, corruptions in zip(corrupted, target.copy(), params.channels, strict=True):
+        low, high = ends(clean, params.percentiles)
+        for one in corruptions:
+            if isinstance(one, ShufflingParams):
+                channel[:] = shuffled(channel, one)
+            elif isinstance(one, IntensityParams):
+                channel[:] = bent(channel, one, low, high)
+            elif isinstance(one, CutoutParams):
+                channel[:] = painted(channel, one, low, high)
+            elif one is not None:
+                channel[in_cells(channel.shape, one)] = 0
+    for channel, corruptions in zip(target, params.channels, strict=True):
+        for one in corruptions:
+            if isinstance(one, MaskingParams):
+                channel[~in_cells(channel.shape, one)] = np.nan
+    return corrupted, target
+
+
+def in_cells(shape: Sequence[int], params: MaskingParams) -> np.ndarray:
+    """Whether each voxel lies in a masked cell: cells are numbered along the last axis first."""
+    grid = [-(-voxels // edge) for voxels, edge in zip(shape, params.edges, strict=True)]
+    cells = [index // edge for index, edge in zip(np.indices(shape), params.edges, strict=True)]
+    return np.isin(np.ravel_multi_index(tuple(cells), grid), params.cells)
 
 
 def shuffled(values: np.ndarray, params: ShufflingParams) -> np.ndarray:

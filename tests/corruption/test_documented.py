@@ -21,7 +21,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_genesis.cli_settings import add_flags
-from nnunet_genesis.corruption import RECIPES, Recipe, apply_params, apply_params_batch, make_pair, sample_params
+from nnunet_genesis.corruption import RECIPES, Recipe, apply_params, make_pair, sample_params
 from nnunet_genesis.corruption.corruption import Corruption
 from nnunet_genesis.settings import PretrainingSettings
 
@@ -69,7 +69,7 @@ def test_the_documented_block_is_read_as_documented():
     (block,) = blocks("json")
     settings = PretrainingSettings.of_plans(json.loads(block))
     released = RECIPES["released"]
-    assert settings.corrupt_on == "workers"
+    assert settings.loss == "l1"
     assert settings.recipe == replace(
         released,
         flip_probability=0.0,
@@ -106,17 +106,13 @@ def patch(seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(1, 1, (CHANNELS, *SHAPE)).astype(np.float32))
 
 
-@pytest.mark.parametrize("way", ["worker", "batch"])
 @pytest.mark.parametrize("spatial", [SHAPE, SHAPE[1:], (1, 1, 1)])
-def test_the_example_corrupts_and_scores_what_it_says(way, spatial, longer):
+def test_the_example_corrupts_and_scores_what_it_says(spatial, longer):
     recipe = longer().without().updated({"missing_planes": {"probability": 1, "share": 0.5}}, "here")
     clean = patch().flatten()[: CHANNELS * int(np.prod(spatial))].view(CHANNELS, *spatial)
     before = clean.clone()
     params = sample_params(clean.shape, recipe, np.random.default_rng(1))
-    if way == "worker":
-        corrupted, target = apply_params(clean, params)
-    else:
-        corrupted, target = (half[0] for half in apply_params_batch(clean[None], [params]))
+    corrupted, target = apply_params(clean, params)
     missing = (corrupted == 0).flatten(2).all(2)
     assert torch.equal(missing[0], missing[1])
     assert missing[0].sum() == max(1, round(0.5 * spatial[0]))

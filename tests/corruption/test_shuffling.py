@@ -9,12 +9,10 @@ from nnunet_genesis.corruption import RECIPES
 from nnunet_genesis.corruption.shuffling import Shuffling, ShufflingParams
 from tests.corruption.reference import (
     SPATIAL,
-    WAYS,
+    applied,
     bits,
     dtypes,
-    in_batch,
     noise,
-    on_cpu,
     ordered,
     seeds,
     shapes,
@@ -28,22 +26,27 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-def sources(shuffle, params, shape):
+def sources(params, shape):
     """Where each voxel comes from, as flat index."""
-    return shuffle(torch.arange(math.prod(shape), dtype=torch.float64).view(shape), params, 0, 0).long().numpy()
+    return applied(torch.arange(math.prod(shape), dtype=torch.float64).view(shape), params, 0, 0).long().numpy()
 
 
-def travelled(shuffle, params, shape):
+def travelled(params, shape):
     """How far each voxel came along each axis, in voxels."""
-    return np.stack(np.unravel_index(sources(shuffle, params, shape), shape)) - np.indices(shape)
+    return np.stack(np.unravel_index(sources(params, shape), shape)) - np.indices(shape)
 
 
-@pytest.mark.parametrize("shuffle", WAYS)
+def distances(origins):
+    """How far each voxel came, in voxels, from the flat indices of where it comes from."""
+    steps = np.stack(np.unravel_index(origins, origins.shape)) - np.indices(origins.shape)
+    return np.linalg.norm(steps, axis=0)
+
+
 @settings(max_examples=40, deadline=None)
 @given(shapes, seeds, dtypes)
-def test_the_values_are_the_same_in_another_order(shuffle, shape, seed, dtype):
+def test_the_values_are_the_same_in_another_order(shape, seed, dtype):
     channel = noise(shape, seed, dtype)
-    out = shuffle(channel, Shuffling(windows=200, max_window_size=0.3, max_coverage=9.0).sample(shape, rng(seed)), 0, 1)
+    out = applied(channel, Shuffling(windows=200, max_window_size=0.3, max_coverage=9.0).sample(shape, rng(seed)), 0, 1)
     assert out.dtype == dtype
     assert out.shape == channel.shape
     assert bits(ordered(out)) == bits(ordered(channel))
@@ -76,17 +79,16 @@ def test_windows_have_uniform_edges_and_places():
 def test_it_agrees_with_the_plain_telling(shape):
     params = Shuffling(windows=60, max_window_size=0.25, max_coverage=9.0).sample(shape, rng(3))
     channel = noise(shape, 4)
-    assert np.array_equal(on_cpu(channel, params, 0, 1).numpy(), shuffled(channel.numpy(), params))
+    assert np.array_equal(applied(channel, params, 0, 1).numpy(), shuffled(channel.numpy(), params))
 
 
-@pytest.mark.parametrize("shuffle", WAYS)
-def test_every_permutation_of_a_window_is_equally_likely(shuffle):
+def test_every_permutation_of_a_window_is_equally_likely():
     window = np.array([[[3, 5], [2, 4]]], dtype=np.int32)  # four voxels: 24 permutations
     channel, counts = torch.zeros(6, 6), {}
     channel[3:5, 2:4] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     generator = rng(0)
     for _ in range(4_800):
-        out = shuffle(channel, ShufflingParams(window, int(generator.integers(2**63))), 0, 1)
+        out = applied(channel, ShufflingParams(window, int(generator.integers(2**63))), 0, 1)
         order = tuple(out[3:5, 2:4].flatten().tolist())
         counts[order] = counts.get(order, 0) + 1
     assert len(counts) == 24
@@ -94,57 +96,47 @@ def test_every_permutation_of_a_window_is_equally_likely(shuffle):
     assert sum((count - 200) ** 2 / 200 for count in counts.values()) < 56
 
 
-@pytest.mark.parametrize("shuffle", WAYS)
-def test_one_window_moves_voxels_inside_it_only(shuffle):
+def test_one_window_moves_voxels_inside_it_only():
     params = ShufflingParams(np.array([[[3, 11], [20, 24], [0, 9]]], dtype=np.int32), seed=5)
     window = np.zeros((30, 30, 30), dtype=bool)
     window[3:11, 20:24, 0:9] = True
-    moved = (travelled(shuffle, params, (30, 30, 30)) != 0).any(0)
+    moved = (travelled(params, (30, 30, 30)) != 0).any(0)
     assert moved[window].mean() > 0.9
     assert not (moved & ~window).any()
 
 
-@pytest.mark.parametrize("shuffle", WAYS)
-def test_displacement_stays_local(shuffle):
+def test_displacement_stays_local():
     shape = (64, 64, 32)
-    steps = np.abs(travelled(shuffle, RECIPES["released"].shuffling.sample(shape, rng(1)), shape))
+    steps = np.abs(travelled(RECIPES["released"].shuffling.sample(shape, rng(1)), shape))
     assert (np.quantile(steps.reshape(3, -1), 0.99, axis=1) <= np.array(shape) * 0.2).all()
 
 
-@pytest.mark.parametrize("shuffle", WAYS)
 @pytest.mark.parametrize(("name", "low", "high"), [("paper", 0.10, 0.18), ("released", 0.68, 0.83)])
 @pytest.mark.parametrize("shape", [(64, 64, 32), (96, 96, 96)])
-def test_the_share_of_touched_voxels_is_that_of_the_method(shuffle, name, low, high, shape):
+def test_the_share_of_touched_voxels_is_that_of_the_method(name, low, high, shape):
     shuffling = RECIPES[name].shuffling
     params = shuffling.sample(shape, rng(2))
     assert len(params.windows) == shuffling.windows
-    assert low < (travelled(shuffle, params, shape) != 0).any(0).mean() < high
+    assert low < (travelled(params, shape) != 0).any(0).mean() < high
 
 
 @pytest.mark.parametrize("shape", [(64, 64, 32), (1, 96, 96), (20, 80, 64), (160, 128)])
 @pytest.mark.parametrize("name", ["paper", "released"])
-def test_batches_are_shuffled_as_far_as_single_patches(name, shape):
-    """The batched path works in turns: touched voxels and the way they go must be those of one window after another."""
-    one, many = (
-        np.concatenate([
-            np.linalg.norm(travelled(way, RECIPES[name].shuffling.sample(shape, rng(seed)), shape), axis=0).ravel()
-            for seed in range(4)
-        ])
-        for way in (on_cpu, in_batch)
-    )  # fmt: skip
-    assert (many > 0).mean() == pytest.approx((one > 0).mean(), rel=0.02)
-    assert many.mean() == pytest.approx(one.mean(), rel=0.05)
-    farther = [[(steps > distance).mean() for distance in range(12)] for steps in (one, many)]
-    np.testing.assert_allclose(farther[1], farther[0], atol=0.02)
-
-
-def test_a_channel_of_a_batch_is_shuffled_as_if_it_were_alone():
-    params = [Shuffling(windows=count).sample((30, 40), rng(count)) for count in (3, 400, 60)]
-    channels = noise((3, 30, 40), 1)
-    alone = [in_batch(channel, one, 0, 1) for channel, one in zip(channels, params, strict=True)]
-    together = channels.clone()
-    ShufflingParams.apply_batch(params, together, torch.zeros(3), torch.ones(3))
-    assert bits(together) == bits(torch.stack(alone))
+def test_voxels_go_as_far_as_with_permutations_of_numpy(name, shape):
+    """One window after another, each with a permutation of its own: what one leaves there, the next takes on."""
+    ours, theirs = [], []
+    for seed in range(4):
+        params = RECIPES[name].shuffling.sample(shape, rng(seed))
+        ours.append(distances(sources(params, shape)))
+        permuted, generator = np.arange(math.prod(shape)).reshape(shape), rng(seed + 100)
+        for window in params.windows.tolist():
+            part = permuted[tuple(slice(*ends) for ends in window)]
+            part[...] = generator.permutation(part.ravel()).reshape(part.shape)
+        theirs.append(distances(permuted))
+    assert np.mean(np.array(ours) > 0) == pytest.approx(np.mean(np.array(theirs) > 0), rel=0.02)
+    assert np.mean(ours) == pytest.approx(np.mean(theirs), rel=0.05)
+    farther = [[(np.array(steps) > distance).mean() for distance in range(12)] for steps in (ours, theirs)]
+    np.testing.assert_allclose(farther[0], farther[1], atol=0.02)
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (1, 64, 64), (30, 30, 30), (5, 6, 7)])
@@ -153,18 +145,16 @@ def test_windows_cover_no_patch_more_often_than_asked(shape):
     assert (windows[..., 1] - windows[..., 0]).prod(1).sum() / math.prod(shape) == pytest.approx(2.5, rel=0.1)
 
 
-@pytest.mark.parametrize("shuffle", WAYS)
-def test_the_seed_decides(shuffle):
+def test_the_seed_decides():
     channel, windows = noise((30, 30)), MANY.sample((30, 30), rng()).windows
-    first, again, other = (shuffle(channel, ShufflingParams(windows, seed), 0, 1) for seed in (1, 1, 2))
+    first, again, other = (applied(channel, ShufflingParams(windows, seed), 0, 1) for seed in (1, 1, 2))
     assert bits(first) == bits(again) != bits(other)
 
 
-@pytest.mark.parametrize("shuffle", WAYS)
-def test_nan_and_infinity_are_moved_not_multiplied(shuffle):
+def test_nan_and_infinity_are_moved_not_multiplied():
     channel = noise((20, 20))
     channel[3:6, 3:6] = torch.nan
     channel[9, 9] = torch.inf
-    out = shuffle(channel, Shuffling(windows=300, max_window_size=0.3, max_coverage=9.0).sample((20, 20), rng()), 0, 1)
+    out = applied(channel, Shuffling(windows=300, max_window_size=0.3, max_coverage=9.0).sample((20, 20), rng()), 0, 1)
     assert int(out.isnan().sum()) == 9
     assert bits(ordered(out)) == bits(ordered(channel))

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nnunet_genesis.corruption.value_range import value_range, value_ranges
-from tests.corruption.reference import dtypes, noise, seeds, shapes
+from nnunet_genesis.corruption.value_range import value_range
+from tests.corruption.reference import dtypes, ends, noise, seeds, shapes
 
 ROBUST = (0.5, 99.5)
 
@@ -68,25 +69,19 @@ def test_a_view_gives_the_range_of_its_values():
 
 
 @settings(max_examples=60, deadline=None)
-@given(shapes, seeds)
-def test_a_batch_of_channels_has_the_ranges_of_each(shape, seed):
-    channels = torch.stack([noise(shape, seed + n) * 10**n for n in range(4)])
-    channels[1][noise(shape, seed + 9) > 0.8] = torch.nan
-    channels[2] = channels[2].round().clamp(0, 0.5) - 3
-    channels[3] = torch.inf if seed % 2 else 7.0
-    low, high = value_ranges(channels, [ROBUST] * len(channels))
-    assert [(a.item(), b.item()) for a, b in zip(low, high, strict=True)] == [value_range(c, ROBUST) for c in channels]
+@given(shapes, seeds, st.sampled_from([(0, 100), (0.5, 99.5), (10, 80)]))
+def test_a_small_patch_is_judged_on_all_its_finite_voxels(shape, seed, percentiles):
+    channel = noise(shape, seed)
+    broken, steps = channel.clone(), channel.round().clamp(0, 0.5) - 3
+    broken.view(-1)[1:][noise(shape, seed + 9).view(-1)[1:] > 0.8] = torch.nan
+    for each in (channel, broken, steps):
+        assert value_range(each, percentiles) == ends(each.numpy(), percentiles)
 
 
-def test_a_large_batch_is_thinned_out_as_each_channel_is():
-    channels = noise((3, 70, 90, 40))
-    low, high = value_ranges(channels, [(2, 98)] * 3)
-    assert [(a.item(), b.item()) for a, b in zip(low, high, strict=True)] == [value_range(c, (2, 98)) for c in channels]
-
-
-def test_a_batch_falls_back_to_the_extremes_of_each_channel():
-    channels = torch.full((2, 70, 70, 70), -1.0)
-    channels[0, 33, 33, 33:36] = torch.tensor([2.0, 5.0, -3.0])
-    low, high = value_ranges(channels, [ROBUST] * len(channels))
-    assert low.tolist() == [-3, -1]
-    assert high.tolist() == [5, -1]
+@pytest.mark.parametrize(
+    ("shape", "steps"), [((70, 90, 40), (3, 3, 2)), ((200, 200), (2, 2)), ((3, 600, 30), (1, 4, 1))]
+)
+def test_a_large_patch_is_thinned_out_along_its_longest_axes(shape, steps):
+    channel = noise(shape)
+    thinned = channel[tuple(slice(None, None, step) for step in steps)]
+    assert value_range(channel, (2, 98)) == ends(thinned.numpy(), (2, 98))

@@ -95,8 +95,6 @@ class Handler(BaseHTTPRequestHandler):
         signed_in = self.headers.get("Authorization") == "Bearer hf_good"
         if known is None or (known.private and not signed_in):
             self.fail(401, "RepoNotFound")
-        elif known.gated and not signed_in:
-            self.fail(403, "GatedRepo")
         elif (commit := known.branches.get(revision, revision)) not in known.commits:
             self.fail(404, "RevisionNotFound")
         else:

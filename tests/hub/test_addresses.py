@@ -68,6 +68,18 @@ def test_only_encrypted_addresses_without_passwords_are_followed(text):
     assert "pw" not in str(error.value).replace("passwd", "")
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["http://me:hidden@example.org/x?key=hidden", "https://me:hidden@example.org:port/x#hidden", "ftp://me:hidden@h/x",
+     "https://me:hidden@h/x", "https://hidden@[::1/x", "s3://h/x?hidden", "https://me:p@hidden@h/x"],
+)  # fmt: skip
+def test_messages_show_neither_users_nor_passwords_nor_keys(text):
+    with pytest.raises(HubError) as error:
+        located(text)
+    assert "hidden" not in str(error.value)
+    assert "/x" in str(error.value)
+
+
 def test_this_machine_may_be_asked_unencrypted_unless_another_one_sent_us_there():
     assert web_address("http://localhost:80/x").hostname == "localhost"
     with pytest.raises(HubError, match="https only"):

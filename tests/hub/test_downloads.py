@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.request import Request
 
 import pytest
 
 from nnunet_genesis.errors import HubError
 from nnunet_genesis.files import sha256
 from nnunet_genesis.hub import downloads
-from nnunet_genesis.hub.downloads import cache_folder
+from nnunet_genesis.hub.downloads import _Redirects, cache_folder
 from nnunet_genesis.hub.locating import located, origin
 
 
@@ -63,6 +66,33 @@ def test_redirects_to_files_and_to_unencrypted_places_are_refused(hub, code, tar
     fails(f"{hub.url}/w.pth", "refused: files are fetched over https only")
 
 
+def test_other_machines_do_not_lead_to_this_one():
+    request = Request("https://example.org/w.pth")
+    with pytest.raises(HubError, match="https only"):
+        _Redirects(False).http_error_302(request, io.BytesIO(), 302, "", {"Location": "http://localhost/w.pth"})  # type: ignore[arg-type]
+
+
+def test_no_other_header_leads_away(hub):
+    """urllib follows "URI" as well, to unencrypted places too."""
+    hub.pages["/w.pth"] = (302, {"URI": "http://example.org/x"}, b"")
+    fails(f"{hub.url}/w.pth", "answers 302")
+    assert len(hub.requests) > 1  # of the same address
+
+
+def test_the_body_of_a_redirect_is_not_read():
+    class Endless(io.BytesIO):
+        def read(self, *_):
+            raise AssertionError("was read")
+
+    body, opened = Endless(), []
+    redirects = _Redirects(True)
+    redirects.add_parent(SimpleNamespace(open=lambda request, timeout: opened.append(request.full_url)))
+    request = Request("https://example.org/w.pth")
+    request.timeout = 1
+    redirects.http_error_302(request, body, 302, "", {"Location": "/far?key=1"})  # type: ignore[arg-type]
+    assert (opened, body.closed) == (["https://example.org/far?key=1"], True)
+
+
 def test_circles_end(hub):
     hub.pages["/w.pth"] = (302, {"Location": "/w.pth"}, b"")
     fails(f"{hub.url}/w.pth", "answers 302")
@@ -99,6 +129,9 @@ def test_large_files_are_refused_announced_or_not(hub, content, monkeypatch):
 def test_servers_that_refuse_or_are_not_there_are_one_line(hub):
     fails(f"{hub.url}/none.pth", r"answers 404 .* Check the address")
     fails("http://127.0.0.1:9/w.pth", "cannot be fetched .*refused")
+    fails("http://127.0.0.1:9/ä.pth", "has letters that no address has. Write them as %XX")
+    hub.pages["/w.pth"] = (200, {"Content-Length": "9" * 5000, "Connection": "close"}, b"<html>")
+    fails(f"{hub.url}/w.pth", "is a web page")
 
 
 def test_what_was_interrupted_is_fetched_anew(hub, content):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from nnunet_genesis.checkpoints.formats.published import CASES, CONFIG, WEIGHTS
 from nnunet_genesis.checkpoints.reading import read_pretrained
+from nnunet_genesis.corruption import RECIPES
 from nnunet_genesis.errors import CheckpointError, GenesisError, HubError
 from nnunet_genesis.files import sha256
 from nnunet_genesis.hub.locating import located
@@ -22,7 +24,7 @@ from nnunet_genesis.publishing.bundle import About, write_bundle
 from nnunet_genesis.publishing.model_card import ADDRESS
 from nnunet_genesis.publishing.pushing import push
 from nnunet_genesis.settings import PretrainingSettings
-from tests.checkpoints.replicas import generic_unet
+from tests.checkpoints.replicas import generic_unet, original_unet3d
 from tests.conftest import run_genesis
 from tests.primus import build_primus, primus_block
 from tests.test_encoders import KINDS, checkpoint
@@ -37,7 +39,7 @@ def alike(one: PretrainedNetwork, other: PretrainedNetwork) -> bool:
     for name, tensor in one.weights.items():
         assert tensor.dtype == other.weights[name].dtype
         assert torch.equal(tensor, other.weights[name]), name
-    facts = ("architecture", "input_channels", "channels", "format", "patch_size", "spacing", "normalisation", "turned")
+    facts = {field.name for field in fields(one)} - {"weights", "notes", "cases"}
     return all(getattr(one, fact) == getattr(other, fact) for fact in facts) and set(one.notes) == set(other.notes)
 
 
@@ -70,6 +72,14 @@ def test_u_nets_come_back_bit_for_bit(kind, tmp_path):
     assert alike(read_pretrained(path), read_pretrained(located(tmp_path / "weights")))
 
 
+def test_the_empty_folder_one_is_in_may_be_named(tmp_path, monkeypatch):
+    path, _ = checkpoint(tmp_path, "plain 3D", ["T1"])
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_bundle(path, Path(), ABOUT)
+    assert sorted(file.name for file in (tmp_path / "here").iterdir()) == ["README.md", CONFIG, WEIGHTS]
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_other_kinds_of_files_come_back_with_what_was_assumed(tmp_path, half):
     """A Primus whose file tells its patch nowhere else, and an nnU-Net v1 with kernels that v2 would not have."""
@@ -79,8 +89,10 @@ def test_other_kinds_of_files_come_back_with_what_was_assumed(tmp_path, half):
                             "normalization_schemes": ["CTNormalization"]}}}}}, tmp_path / "primus.pth")  # fmt: skip
     weights = generic_unet([4, 8, 16], [[1, 2, 2], [2, 2, 2]], [[1, 3, 3], [3, 3, 3], [3, 3, 3]])
     torch.save({name: tensor.half() if half else tensor for name, tensor in weights.items()}, tmp_path / "v1.model")
-    for name in ("primus.pth", "v1.model"):
+    torch.save({"state_dict": original_unet3d(8)}, tmp_path / "Genesis_Chest_CT.pt")
+    for name in ("primus.pth", "v1.model", "Genesis_Chest_CT.pt"):
         write_bundle(tmp_path / name, tmp_path / f"{name}_card", ABOUT)
+        assert ("wald2025" in (tmp_path / f"{name}_card" / "README.md").read_text()) == (name == "primus.pth")
         assert alike(read_pretrained(tmp_path / name), read_pretrained(located(tmp_path / f"{name}_card")))
 
 
@@ -94,6 +106,15 @@ def test_nothing_of_people_cases_datasets_and_machines_is_published(tmp_path):
     assert config["intensities"] == [{"mean": -775.8, "std": 251.9, "percentile_00_5": -1000.0}]
     assert (config["pretraining"]["epochs"], config["trained_with"]) == (7, {"torch": "2.9.9"})
     assert config["source_sha256"] == sha256(tmp_path / "Hospital_secret.pth")
+
+
+def test_the_hub_is_named_as_the_source_and_other_servers_are_not(hub, content, tmp_path):
+    commit = hub.add("me/weights", {"x.pth": content})
+    hub.pages["/x.pth"] = (200, {}, content)
+    assert write_bundle("hf://me/weights", tmp_path / "a", ABOUT)["source"] == f"hf://me/weights@{commit}/x.pth"
+    assert commit in (tmp_path / "a" / "README.md").read_text()
+    assert write_bundle(f"{hub.url}/x.pth", tmp_path / "b", ABOUT)["source"] is None
+    assert not any(b"127.0.0.1" in file.read_bytes() for file in (tmp_path / "b").iterdir())
 
 
 def test_cases_are_published_on_request_and_found_again(tmp_path):
@@ -127,8 +148,19 @@ def test_the_model_card_is_one_for_the_hub(tmp_path):
     assert "Scans \\| of &lt;b&gt;'us'&lt;/b&gt; --- license: mit" in text
     assert text.count("```") % 2 == 0
     for part in ("@article{ours}", "zhou2021models", "isensee2021nnunet", f"transfer {ADDRESS} -d 4 -c 3d_fullres",
-                 "7 epochs of 11 steps", "mean -775.8", "1 x 1 x 1 mm", "16x16x16", "T1", "not published"):  # fmt: skip
+                 "7 epochs of 11 steps", "mean -775.8", "1 x 1 x 1 mm", "16x16x16", "T1", "order z, y, x", "not published"):  # fmt: skip
         assert part in text, part
+
+
+def test_a_masked_autoencoder_is_called_one(tmp_path):
+    content = torch.load(path := pretrained(tmp_path))
+    content["genesis"]["settings"] = PretrainingSettings(recipe=RECIPES["mae"]).block()
+    torch.save(content, path)
+    write_bundle(path, tmp_path / "weights", ABOUT)
+    text = (tmp_path / "weights" / "README.md").read_text()
+    assert "as a masked autoencoder" in text
+    assert "with masking. " in text
+    assert ("zhou2023selfmedmae" in text, "zhou2021models" in text) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +208,8 @@ def changed(folder: Path, **changes: Any) -> Path:
     "changes",
     [{"architecture": None}, {"architecture": {"network_class_name": "os.system"}}, {"channels": "T1"}, {"channels": [1]},
      {"patch_size": [1.5] * 3}, {"patch_size": {"0": 1}}, {"spacing": ["1"]}, {"spacing": [[1]]}, {"normalisation": [None]},
-     {"notes": 3}, {"notes": ["x"] * 2000}, {"turned": "yes"}, {"turned": True}, {"weights_sha256": "0" * 64},
+     {"notes": 3}, {"notes": ["x"] * 2000}, {"turned": "yes"}, {"axes": "yxz"}, {"axes": ["x"]}, {"outputs": ["a"]}, {"outputs": {"names": [1], "regions": True}},
+     {"outputs": {"names": ["a"]}}, {"turned": True}, {"weights_sha256": "0" * 64},
      {"weights_sha256": None}, {"nnunet_genesis_card": 2}, {"nnunet_genesis_card": [1]}],
 )  # fmt: skip
 def test_a_config_that_is_not_as_it_should_be_is_refused_in_one_line(tmp_path, weights, changes):
@@ -234,6 +267,8 @@ def test_what_is_pushed_comes_back(hub, tmp_path, monkeypatch, capsys):
     assert ADDRESS.encode() not in files["README.md"]
     back = located("hf://me/ours")
     assert alike(read_pretrained(path), read_pretrained(back))
+    # of the same commit, whatever the branch has become meanwhile
+    assert {f"/me/ours/resolve/{commit}/{name}" for name in (CONFIG, CASES)} <= {path for _, path, _ in hub.requests}
     assert record_in(back).names == ("Mueller_1", "Mueller_2")
 
 

@@ -104,7 +104,9 @@ def test_repositories_that_are_missing_or_closed_say_how_to_get_in(hub, content,
     hub.add("me/closed", {"x.pth": content}, private=True)
     hub.add("me/gated", {"x.pth": content}, gated=True)
     fails("hf://me/closed", "does not exist, or is private")
-    assert f"Accept them at {hub.url}/me/gated, then log in" in fails("hf://me/gated", "has? accepted its terms|terms")
+    assert f"Accept them at {hub.url}/me/gated, then log in" in fails(
+        "hf://me/gated", "is given out to those who have accepted its terms"
+    )
     monkeypatch.setenv("HF_TOKEN", "hf_good")
     assert located("hf://me/closed").read_bytes() == located("hf://me/gated").read_bytes() == content
     # a token goes to the hub, never to where files are kept
@@ -114,6 +116,9 @@ def test_repositories_that_are_missing_or_closed_say_how_to_get_in(hub, content,
 def test_a_hub_that_is_not_there_or_is_none_is_said_in_one_line(hub, monkeypatch):
     hub.pages["/api/models/me/weights"] = (200, {"Content-Type": "text/html"}, b"<html>Log in to the WiFi</html>")
     fails("hf://me/weights", "does not answer as a hub does")
+    hub.add("me/proxied", {"x.pth": b"x"})
+    hub.pages["/me/proxied/resolve/main/x.pth"] = (200, {}, b"<html>Log in to the WiFi</html>")
+    fails("hf://me/proxied", "does not answer as a hub does .*FileMetadataError")
     hub.pages["/api/models/me/weights"] = (500, {}, b"")
     fails("hf://me/weights", r"answers 500 .* Try again later")
     hub.pages["/api/models/me/weights"] = (403, {}, b"")

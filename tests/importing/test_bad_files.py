@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunet_genesis.commands.parsing import left_out
 from nnunet_genesis.errors import DatasetError
 from nnunet_genesis.importing import into_dataset, read
 from nnunet_genesis.importing.read import read_scan
@@ -167,3 +168,8 @@ def test_a_full_disk_stops_the_run_and_condemns_no_scan(source, raw, monkeypatch
     assert saved_report(raw)["rejected"] == {}
     monkeypatch.undo()
     assert run(raw, source).imported == 1
+
+
+def test_names_that_command_a_terminal_are_shown_as_text(capsys):
+    assert left_out({"/scans/a\33[2J.nii": "is\nempty"}, "details") == 2
+    assert capsys.readouterr().err == "1 left out (details):\n  /scans/a?[2J.nii: is empty\n"

@@ -87,7 +87,7 @@ def test_a_killed_run_leaves_whole_cases_and_the_next_one_finishes(source, raw, 
         real(start, end)
 
     monkeypatch.setattr(files.os, "replace", dying)
-    monkeypatch.setattr(into_dataset.Journal, "save", lambda self: None)  # a kill gives no chance to save
+    monkeypatch.setattr(into_dataset.Journal, "write", lambda self: None)  # a kill gives no chance to save
     with pytest.raises(KeyboardInterrupt):
         run(raw, source, channels=channels)
     monkeypatch.undo()

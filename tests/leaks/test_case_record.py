@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_genesis.errors import CheckpointError, DatasetError
-from nnunet_genesis.leaks.case_record import CaseRecord, read_record, record_in, record_of
+from nnunet_genesis.checkpoints.case_files import MOST_ROWS_INSIDE, carry_record, kept_record
+from nnunet_genesis.errors import CheckpointError
+from nnunet_genesis.leaks.case_record import CaseRecord, read_record, record_in
 from nnunet_genesis.leaks.signature import DIGEST, LENGTH
 
 
@@ -50,7 +51,7 @@ def test_damaged_records_are_not_taken_for_empty_ones(tmp_path, damaged):
 
 def test_records_of_later_versions():
     with pytest.raises(CheckpointError, match="another format"):
-        read_record(block(format=2))
+        read_record(block(format=3))
 
 
 def test_values_that_repeat_are_not_unfolded(tmp_path):
@@ -60,9 +61,41 @@ def test_values_that_repeat_are_not_unfolded(tmp_path):
         record_in(tmp_path / "a.pth")
 
 
-def test_volumes_that_are_missing_or_damaged(tmp_path):
-    with pytest.raises(DatasetError, match="There is no volume of a"):
-        record_of(tmp_path, ["a"])
-    (tmp_path / "a.b2nd").write_bytes(b"no volume")
-    with pytest.raises(DatasetError, match="volume of a .* cannot be read"):
-        record_of(tmp_path, ["a"])
+def test_a_long_record_lies_beside_the_checkpoint_which_names_it(tmp_path):
+    few, many = block(MOST_ROWS_INSIDE), block(MOST_ROWS_INSIDE + 1)
+    assert kept_record(few, tmp_path) is few
+    held = kept_record(many, tmp_path)
+    (file,) = tmp_path.glob("*")
+    assert file.name == held["file"]
+    torch.save({"genesis": {"cases": held}}, tmp_path / "a.pth")
+    assert (tmp_path / "a.pth").stat().st_size < 2000
+    found = record_in(tmp_path / "a.pth").block()
+    assert found["names"] == many["names"]
+    assert all(torch.equal(found[key], many[key]) for key in ("digests", "signatures"))
+    assert kept_record(many, tmp_path) == held  # under the same name
+
+
+def test_a_record_that_is_not_beside_its_checkpoint_is_missed(tmp_path):
+    held = kept_record(block(MOST_ROWS_INSIDE + 1), tmp_path)
+    file = tmp_path / held["file"]
+    torch.save({"genesis": {"cases": held}}, tmp_path / "a.pth")
+    (tmp_path / "weights").mkdir()
+    carry_record(held, tmp_path / "a.pth", tmp_path / "weights")
+    assert (tmp_path / "weights" / file.name).read_bytes() == file.read_bytes()
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"is not the record of cases that a\.pth names"):
+        record_in(tmp_path / "a.pth")
+    file.unlink()
+    with pytest.raises(
+        CheckpointError, match=rf"a\.pth has the record of its cases in {file.name}, which is not beside"
+    ):
+        record_in(tmp_path / "a.pth")
+    carry_record(held, tmp_path / "a.pth", tmp_path / "weights")  # nothing to carry is no error
+    carry_record(None, tmp_path / "a.pth", tmp_path / "weights")
+
+
+@pytest.mark.parametrize("digest", [3, "../../etc/passwd", "A" * 64, "0" * 63])
+def test_a_checkpoint_names_no_other_file(tmp_path, digest):
+    torch.save({"genesis": {"cases": {"format": 2, "file": "/etc/passwd", "sha256": digest}}}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="damaged record"):
+        record_in(tmp_path / "a.pth")

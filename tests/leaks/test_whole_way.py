@@ -6,13 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 
 from nnunet_genesis.checkpoints.reading import read_checkpoint
-from nnunet_genesis.leaks.case_record import record_in, record_of
+from nnunet_genesis.leaks.case_record import record_in
 from nnunet_genesis.study.arms import parse_arm
 from nnunet_genesis.study.design import read_study
 from nnunet_genesis.study.outline import Wish, plan_study
@@ -202,23 +201,3 @@ def test_a_resumed_training_keeps_what_was_seen_before(place, checkpoint, silent
         logs = sorted(folder.glob("training_log*.txt"), key=lambda log: log.stat().st_mtime)
         assert ("does not say which cases it saw" in logs[-1].read_text()) == (names is None)
         final.unlink()
-
-
-def test_records_are_computed_once(place, checkpoint, monkeypatch):
-    folder = place / "nnUNet_preprocessed/Dataset501_Scans/nnUNetGenesisPlans_3d_fullres"
-    store = folder.with_name(f"{folder.name}_cases.npz")
-    fresh = record_of(folder, ["a_scan", "b_scan"])
-    assert store.is_file()
-    monkeypatch.setattr("nnunet_genesis.leaks.case_record.pooled", None)  # nothing is computed
-    again = record_of(folder, ["b_scan", "a_scan"])
-    assert again.names == fresh.names[::-1]
-    np.testing.assert_array_equal(again.signatures, fresh.signatures[::-1])
-    monkeypatch.undo()
-    shutil.copyfile(folder / "c_scan.b2nd", folder / "a_scan.b2nd")
-    monkeypatch.setenv("nnUNet_preprocessed", str(place / "nnUNet_preprocessed"))
-    changed = record_of(folder, ["a_scan", "c_scan"])
-    np.testing.assert_array_equal(changed.digests[0], changed.digests[1])
-    with np.load(store) as kept:
-        assert sorted(kept["names"]) == ["a_scan", "b_scan", "c_scan", "d_scan"]  # nothing of what was there before
-    store.write_bytes(store.read_bytes()[:100])
-    np.testing.assert_array_equal(record_of(folder, ["b_scan"]).digests[0], fresh.digests[1])

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from nnunet_genesis.corruption import RECIPES, make_pair
-from nnunet_genesis.pretraining.patches import ATTEMPTS, TRAINING, VALIDATION, random_window, ranked, spread
+from nnunet_genesis.pretraining.patches import ATTEMPTS, TRAINING, VALIDATION, random_window, ranked
+from nnunet_genesis.volume_index import spread
 from tests.pretraining.test_patches import PLAIN, Volumes, batches, noise
 
 PAPER = RECIPES["paper"]
@@ -107,3 +108,38 @@ def test_only_the_patch_is_read_of_a_compressed_volume():
     assert (crop.shape, crop.dtype) == ((1, 8, 9, 10), np.float32)
     assert spread(Compressed()).shape == (1,)
     batches(Volumes(Compressed()))[0]
+
+
+class Counted(Volumes):
+    """Counts how often a volume is opened."""
+
+    opened = 0
+
+    def load_case(self, identifier: str):
+        self.opened += 1
+        return super().load_case(identifier)
+
+
+@pytest.mark.parametrize("crops", [2, 3])
+def test_several_crops_of_a_volume_are_functions_of_seed_and_number(crops):
+    volumes = Counted(*(noise(1, 12, 10 + i, 11, seed=i) for i in range(7)))
+    changes = {"recipe": PLAIN, "minimum_contrast": 0.0, "seed": 5, "crops_per_volume": crops}
+    batch = batches(volumes, batch_size=6, global_batch_size=6, **changes)[3]
+    assert volumes.opened == 6 // crops
+    for place, k in enumerate(range(18, 24)):
+        leader = np.random.default_rng([5, TRAINING, k - k % crops, 0]).integers(7)
+        rng = np.random.default_rng([5, TRAINING, k, 0])
+        rng.integers(7)  # its own case, which nobody sees
+        volume = volumes.volumes[case := volumes.identifiers[leader]]
+        assert batch["keys"][place] == case
+        np.testing.assert_array_equal(batch["data"][place], volume[random_window(volume.shape, (8, 8, 8), rng)])
+    assert len(set(batch["keys"])) > 1
+    halves = [batches(volumes, batch_size=3, global_batch_size=6, first=first, **changes)[3] for first in (0, 3)]
+    assert torch.equal(batch["data"], torch.cat([half["data"] for half in halves]))  # whoever cuts them
+
+
+def test_validation_takes_one_crop_of_a_volume_at_a_time():
+    volumes = Volumes(*(noise(1, 12, 10 + i, 11, seed=i) for i in range(7)))
+    one, other = (batches(volumes, stream=VALIDATION, crops_per_volume=crops)[1] for crops in (1, 4))
+    assert one["keys"] == other["keys"]
+    assert torch.equal(one["data"], other["data"])

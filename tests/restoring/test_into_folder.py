@@ -132,6 +132,14 @@ def test_a_scan_of_other_channels_is_refused_in_one_line(make_checkpoint, genesi
     assert not (tmp_path / "out/restore.json").exists()
 
 
+def test_a_network_of_2d_images_is_refused(make_checkpoint, genesis, tmp_path, capsys):
+    make(tmp_path / "in" / "a.nii.gz", scan()[0])
+    checkpoint = make_checkpoint("2d", image_reader_writer="NaturalImage2DIO")
+    assert restore(genesis, checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out") == 1
+    assert "trained on 2D images; restore reads and writes volumes only" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("out", [".", ".."])
 def test_results_are_not_written_among_scans(make_checkpoint, genesis, tmp_path, capsys, out):
     given = make(tmp_path / "in" / "a.nii.gz", scan()[0])

@@ -17,6 +17,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from nnunet_genesis.parallel import each_case
 from nnunet_genesis.study import conducting
 from nnunet_genesis.study.design import read_study
 from nnunet_genesis.study.submitting import Shard, submit
@@ -48,6 +49,12 @@ def finished(place):
     return folder
 
 
+@pytest.fixture
+def here(monkeypatch):
+    """Runs are finished in this process: a worker imports everything anew."""
+    monkeypatch.setattr(conducting, "each_case", lambda function, jobs, _, apart: each_case(function, jobs, 1))
+
+
 def results(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "results").iterdir()}
 
@@ -72,6 +79,7 @@ def test_every_run_has_results(finished):
     assert not list((finished / "trainings").rglob("*.pth"))
 
 
+@pytest.mark.usefixtures("here")
 def test_equal_arms_have_equal_results(place, finished):
     """An arm is compared with another on the same cases, weights, patches and augmentation: its twin is its equal."""
     folder = place / "twins"
@@ -117,6 +125,7 @@ def test_finished_runs_are_not_done_again(finished, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (finished / "results").iterdir()}
 
 
+@pytest.mark.usefixtures("here")
 def test_a_run_that_another_process_works_on_is_left_to_it(place, finished, monkeypatch):
     monkeypatch.setattr(conducting, "WAIT", 0.0)
     study, folder = read_study(finished), place / "shared"
@@ -140,6 +149,7 @@ def test_a_shard_is_every_nth_run(place, finished, monkeypatch):
     assert asked == names[::3] + names[1::3] + names[2::3]
 
 
+@pytest.mark.usefixtures("here")
 def test_a_run_that_fails_is_told_and_the_others_go_on(place, finished, capsys):
     folder = place / "failing"
     shutil.copytree(finished, folder)

@@ -54,9 +54,10 @@ def test_rows_of_labels_that_remain_are_trained_on_and_others_are_the_seeds(
 
 
 def test_outputs_of_a_pre_training_and_other_numbers_of_outputs_have_no_names(segmentation: dict[str, Any]):
-    assert list(detect(segmentation).outputs.names) == ["background", "vessel", "Core", "fat"]  # type: ignore[union-attr]
+    assert detect(segmentation).facts()["outputs"] == "4 labels (background, vessel, Core, fat)"
     restores = segmentation | {"trainer_name": "nnUNetTrainerGenesisPretrain"}
     assert detect(restores).outputs is None
+    assert "outputs" not in detect(restores).facts()
     segmentation["init_args"]["dataset_json"] |= {"labels": {"background": 0, "vessel": 1}}
     source = detect(segmentation)
     assert source.outputs is None

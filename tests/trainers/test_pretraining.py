@@ -6,7 +6,6 @@ import json
 import pickle
 import re
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
@@ -32,9 +31,7 @@ def new_trainer() -> nnUNetTrainerGenesisPretrain:
     )
 
 
-@pytest.mark.parametrize("corrupt_on", ["workers", "device"])
-def test_an_interrupted_pretraining_ends_like_an_uninterrupted_one(ready: Path, stock, monkeypatch, corrupt_on):
-    edit_plans(pretraining_plans(ready), genesis__pretraining__corrupt_on=corrupt_on)
+def test_an_interrupted_pretraining_ends_like_an_uninterrupted_one(ready: Path, stock, monkeypatch):
     stock("nnUNetv2_train", *PRETRAIN)
     folder = results(ready, "nnUNetTrainerGenesisPretrain")
     whole = torch.load(folder / "checkpoint_final.pth", weights_only=True)
@@ -65,20 +62,6 @@ def test_an_interrupted_pretraining_ends_like_an_uninterrupted_one(ready: Path, 
     (folder / "restoration_summary.json").unlink()
     stock("nnUNetv2_train", *PRETRAIN, "--val")
     assert (folder / "restoration_summary.json").is_file()
-
-
-def test_validation_does_not_depend_on_where_training_patches_are_corrupted(ready: Path, stock):
-    logs = {}
-    for corrupt_on in ("workers", "device"):
-        edit_plans(
-            pretraining_plans(ready), genesis__pretraining__corrupt_on=corrupt_on, genesis__pretraining__epochs=1
-        )
-        stock("nnUNetv2_train", *PRETRAIN)
-        folder = results(ready, "nnUNetTrainerGenesisPretrain")
-        logs[corrupt_on] = torch.load(folder / "checkpoint_final.pth", weights_only=True)["logging"]
-    assert logs["workers"]["copy_mse"] == logs["device"]["copy_mse"]
-    assert logs["workers"]["train_losses"] != logs["device"]["train_losses"]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("corruption")]
 
 
 def test_nnunets_flag_starts_a_pretraining_from_the_weights_of_another(ready: Path, stock, monkeypatch):
@@ -270,3 +253,22 @@ def test_distributed_training_needs_the_unused_heads_frozen(kind, tmp_path: Path
             two_steps(unet(kind, classes=1))
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_damaged_volumes_are_named_and_left_out(ready, capsys):
+    folder = pretraining_plans(ready).parent / "nnUNetGenesisPlans_3d_fullres"
+    volumes = sorted(folder.glob("*[0-9].b2nd"))
+    broken = volumes[1].stem
+    volumes[1].unlink()
+    (folder / f"{broken}.b2nd").write_bytes(b"no volume")
+    trainer = new_trainer()
+    training, validation = trainer.do_split()
+    assert sorted(training + validation) == [volume.stem for volume in volumes if volume.stem != broken]
+    assert f"1 of {len(volumes)} volumes in {folder.name} cannot be read and are left out: {broken} (" in (
+        trainer.log_file and Path(trainer.log_file).read_text()
+    )
+    for volume in volumes:
+        volume.unlink()
+        volume.write_bytes(b"no volume")
+    with pytest.raises(SystemExit, match="leave no case to pre-train on"):
+        new_trainer().do_split()

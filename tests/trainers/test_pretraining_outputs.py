@@ -101,7 +101,7 @@ def test_the_settings_reach_optimiser_and_log(whole):
     assert "have no settings for pre-training" not in whole.text
     assert "Pre-training settings: {'loss': 'mse', 'epochs': 3" in whole.text
     assert "2 volumes to train on, 2 held out" in whole.text
-    assert "Training patches are corrupted in the training process" in whole.text
+    assert "Patches are corrupted in the training process" in whole.text
     for epoch in range(3):
         values = {name: f"{values[epoch]:.4f}" for name, values in whole.log.items()}
         for line in (f"train_loss {values['train_losses']}  val_loss {values['val_losses']}",
@@ -295,25 +295,6 @@ def test_outputs_are_as_many_as_inputs_and_settings_have_defaults(ready: Path, g
         250,
         50,
     )
-
-
-@pytest.mark.parametrize(
-    ("choice", "device", "on_device"),
-    [("auto", "cuda", True), ("auto", "cpu", False), ("device", "cpu", True), ("workers", "cuda", False)],
-)
-def test_who_corrupts(ready: Path, choice, device, on_device):
-    change_settings(ready, corrupt_on=choice)
-    trainer = start()
-    trainer.device = torch.device(device)
-    assert trainer.corrupts_on_device == on_device
-    if choice == "device":
-        trainer.initialize()
-        train, held_out = trainer.get_dataloaders()
-        assert {"data", "target", "keys"} <= set(next(train))
-        assert set(next(held_out)) == {"data", "target", "keys"}
-        assert "Training patches are corrupted in batches, on cpu" in log_of(trainer)
-        trainer.dataloader_train = train
-        trainer.on_train_end()
 
 
 def one_rank(rank: int, ranks: int, folder: Path) -> None:

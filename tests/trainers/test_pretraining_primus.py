@@ -48,7 +48,7 @@ RANGE = ("--recipe", "mae", "--warmup", 1.5, "--masking-ratio", 0.5, 0.9)
 
 @pytest.fixture(scope="module")
 def trained(ready_once: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A masked autoencoder whose patches are corrupted by workers: its last checkpoint, its summary."""
+    """A masked autoencoder: its last checkpoint, its summary."""
     with pytest.MonkeyPatch.context() as patch:
         base = use_folders(tmp_path_factory.mktemp("trained"), patch)
         shutil.copytree(ready_once, base, dirs_exist_ok=True)
@@ -109,17 +109,12 @@ def figures(monkeypatch) -> list[Figure]:
     return drawn
 
 
-@pytest.mark.parametrize("corrupt_on", ["workers", "device"])
 @pytest.mark.usefixtures("no_curves")
 def test_an_interrupted_masked_autoencoder_ends_bit_by_bit_like_an_uninterrupted_one(
-    ready: Path, stock, genesis, monkeypatch, corrupt_on, trained
+    ready: Path, stock, genesis, monkeypatch, trained
 ):
-    plan(ready, genesis, *RANGE, "--corrupt-on", corrupt_on)
-    (whole, summary) = trained
-    if corrupt_on == "device":
-        stock("nnUNetv2_train", *PRETRAIN)
-        whole, summary = ended(ready)
-        shutil.rmtree(results(ready, TRAINER).parents[1])
+    plan(ready, genesis, *RANGE)
+    whole, summary = trained
 
     def stop_or_go(self):
         if self.current_epoch == 2:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from nnunet_genesis.errors import TransferError
 from nnunet_genesis.networks.build import is_head
 from nnunet_genesis.networks.layout import HEADS
+from nnunet_genesis.networks.outputs import Outputs
 from nnunet_genesis.transfer.comparison import largest_difference
 from nnunet_genesis.transfer.matching import match
 from nnunet_genesis.transfer.records import State
@@ -372,3 +373,11 @@ def test_the_page_says_what_is_kept(change):
              (False, False, False): "new"}  # fmt: skip
     assert table_of_primus()[change] == words[same["any"], same["constant cells"], taken]
     assert report.exact == same["any"]
+
+
+def test_heads_of_labels_that_remain_start_anew_and_it_says_so():
+    block, outputs = primus_block(), Outputs(["background", "liver"], False)
+    given = replace(primus_source(block, build_primus(block), ["T1"]), outputs=outputs)
+    said = "heads start anew, also for labels that remain: it is a Primus"
+    assert said in match(given, build_primus(block), ["T1"], outputs=outputs).remarks
+    assert said not in match(given, build_primus(block), ["T1"]).remarks

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from nnunet_genesis.checkpoints.case_files import read_record_file
 from nnunet_genesis.errors import CheckpointError, DatasetError
 from nnunet_genesis.files import read_json, sha256
+from nnunet_genesis.networks.outputs import Outputs
+from nnunet_genesis.networks.pretrained import AXES_OF_NNUNET, AXES_REVERSED
 
 MARK = "nnunet_genesis_card"
 """Key of config.json that says who wrote it; its value is the version of the layout."""
 VERSION = 1
 WEIGHTS, CONFIG, CASES = "model.safetensors", "config.json", "cases.npz"
 """Files of such a folder; the last one is there on request only."""
-LARGEST_RECORD = 1 << 32
-"""Bytes of a record of cases, unpacked."""
 
 
 def is_published(folder: Path) -> bool:
@@ -55,7 +54,9 @@ def content_of(weights: Path, tensors: Mapping[str, torch.Tensor], config: dict[
     """
     if config.get("weights_sha256") != sha256(weights):
         raise CheckpointError(f"{weights} is not the file that {CONFIG} beside it describes. Download both again.")
-    return {"state_dict": dict(tensors), MARK: config, "genesis": {"cases": _record(weights.with_name(CASES))}}
+    record = weights.with_name(CASES)
+    cases = read_record_file(record) if record.is_file() else None
+    return {"state_dict": dict(tensors), MARK: config, "genesis": {"cases": cases}}
 
 
 def facts_of(config: Mapping[str, Any]) -> tuple[Any, str, tuple[str, ...], dict[str, Any]]:
@@ -70,36 +71,22 @@ def facts_of(config: Mapping[str, Any]) -> tuple[Any, str, tuple[str, ...], dict
         if values is not None and not _are(values, kind):
             raise CheckpointError(f'has a {CONFIG} beside it whose "{key}" is no list of {kind.__name__}.')
         facts[key] = values
-    notes, turned = config.get("notes", []), config.get("turned", False)
-    if not _are(notes, str) or not isinstance(turned, bool):
-        raise CheckpointError(f'has a {CONFIG} beside it whose "notes" or "turned" are of another kind.')
-    return config.get("architecture"), str(config.get("kind")), tuple(notes), {**facts, "turned": turned}
+    notes, turned, axes = config.get("notes", []), config.get("turned", False), config.get("axes", AXES_OF_NNUNET)
+    if not _are(notes, str) or not isinstance(turned, bool) or axes not in (AXES_OF_NNUNET, AXES_REVERSED):
+        raise CheckpointError(f'has a {CONFIG} beside it whose "notes", "turned" or "axes" are of another kind.')
+    facts |= {"turned": turned, "axes": axes, "outputs": _outputs(config.get("outputs"))}
+    return config.get("architecture"), str(config.get("kind")), tuple(notes), facts
+
+
+def _outputs(block: Any) -> Outputs | None:
+    if block is None:
+        return None
+    names, regions = (block.get("names"), block.get("regions")) if isinstance(block, dict) else (None, None)
+    if not isinstance(names, list) or not _are(names, str) or not isinstance(regions, bool):
+        raise CheckpointError(f'has a {CONFIG} beside it whose "outputs" are no names.')
+    return Outputs(names, regions)
 
 
 def _are(values: Any, kind: type) -> bool:
     kinds = (int, float) if kind is float else (kind,)
     return isinstance(values, list) and len(values) <= 1000 and all(type(value) in kinds for value in values)
-
-
-def write_record(block: Mapping[str, Any], path: Path) -> None:
-    """Write a record of cases as arrays."""
-    arrays = {key: block[key].numpy() for key in ("digests", "signatures")}
-    np.savez_compressed(path, format=block["format"], names=np.array(block["names"], dtype=np.str_), **arrays)
-
-
-def _record(path: Path) -> dict[str, Any] | None:
-    """The record of cases as a checkpoint holds it; whether it is one is for its reader to say."""
-    if not path.is_file():
-        return None
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > LARGEST_RECORD:
-                raise ValueError("it is too large")
-        with np.load(path, allow_pickle=False) as kept:
-            return {
-                "format": int(kept["format"]),
-                "names": [str(name) for name in kept["names"]],
-                **{key: torch.from_numpy(kept[key]) for key in ("digests", "signatures")},
-            }
-    except Exception as error:  # of damaged archives, numpy raises anything
-        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}). Download it again.") from None
