@@ -33,7 +33,7 @@ from nnunet_genesis.transfer.matching import match
 from nnunet_genesis.transfer.report import TransferReport
 
 SCHEDULE = ("epochs", "iterations", "warmup", "optimizer", "learning_rate", "weight_decay", "freeze_epochs",
-            "encoder_lr_scale", "layer_lr_decay", "beta2", "gradient_clipping", "seed")  # fmt: skip
+            "encoder_lr_scale", "layer_lr_decay", "beta2", "gradient_clipping", "batch_per_device", "seed")  # fmt: skip
 """The settings of fine-tuning that a user chooses when transferring."""
 
 REPORT = "transfer_report.json"
