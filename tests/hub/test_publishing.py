@@ -295,3 +295,15 @@ def test_push_refuses_what_would_be_public_or_is_no_card(hub, tmp_path, weights,
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1] + b"\x01")
     fails("is not the file that", folder, "hf://me/ours")
     assert hub.repositories.keys() == {"me/public"}
+
+
+@pytest.mark.parametrize(
+    "intensities", [5, "text", {"0": {"mean": 1}}, [5], [{"mean": 10**400, "std": 2.0}], [{"std": 2}]]
+)
+def test_intensities_of_a_card_that_are_none_are_left_out(intensities, tmp_path):
+    write_bundle(pretrained(tmp_path), tmp_path / "first", ABOUT)
+    content = json.loads((tmp_path / "first" / CONFIG).read_text())
+    (tmp_path / "first" / CONFIG).write_text(json.dumps(content | {"intensities": intensities}))
+    config = write_bundle(tmp_path / "first", tmp_path / "second", ABOUT)
+    known = isinstance(intensities, list) and isinstance(intensities[0], dict)
+    assert config["intensities"] == ([{"std": 2.0}] if known else None)
