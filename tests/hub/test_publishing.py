@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+from nnunet_genesis.checkpoints.formats import published
 from nnunet_genesis.checkpoints.formats.published import CASES, CONFIG, WEIGHTS
 from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.corruption import RECIPES
@@ -243,6 +244,13 @@ def test_somebody_elses_config_is_none_of_ours(tmp_path, weights):
 def test_a_damaged_record_of_cases_is_refused(tmp_path, weights, content):
     write_bundle(weights, tmp_path / "weights", ABOUT)
     (tmp_path / "weights" / CASES).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"cases\.npz cannot be read"):
+        record_in(tmp_path / "weights" / WEIGHTS)
+
+
+def test_a_record_of_cases_that_unpacks_to_more_than_any_is_not_read(tmp_path, monkeypatch):
+    write_bundle(pretrained(tmp_path), tmp_path / "weights", replace(ABOUT, cases=True))
+    monkeypatch.setattr(published, "LARGEST_RECORD", 1000)
     with pytest.raises(CheckpointError, match=r"cases\.npz cannot be read"):
         record_in(tmp_path / "weights" / WEIGHTS)
 
