@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
 from nnunetv2.utilities import utils as nnunet_lists
 
 from nnunet_genesis import cli
@@ -28,8 +29,9 @@ from nnunet_genesis.resources import trainers_folder
 
 REPOSITORY = Path(__file__).parents[1]
 WITH_PROCESSES = ("preprocessing.preprocessors.default_preprocessor", "training.nnUNetTrainer.nnUNetTrainer",
-                  "evaluation.evaluate_predictions")  # fmt: skip
-"""Files of nnU-Net that start processes whatever the settings: preprocessing, the final validation and its scores."""
+                  "evaluation.evaluate_predictions", "experiment_planning.dataset_fingerprint.fingerprint_extractor")  # fmt: skip
+"""Files of nnU-Net that start processes whatever the settings: preprocessing, the final validation and its scores, and
+fingerprints."""
 torch.set_num_threads(1)  # patches this small gain nothing from a second one
 nnunet_lists.create_lists_from_splitted_dataset_folder.__defaults__ = (None, 1)  # twelve processes sort file names
 
@@ -147,6 +149,10 @@ def run_stock(patch: pytest.MonkeyPatch, command: str, *arguments: object, proce
         "nnUNetv2_train": ("nnunetv2.run.run_training", "run_training_entry"),
         "nnUNetv2_predict": ("nnunetv2.inference.predict_from_raw_data", "predict_entry_point"),
         "nnUNetv2_preprocess": ("nnunetv2.experiment_planning.plan_and_preprocess_entrypoints", "preprocess_entry"),
+        "nnUNetv2_plan_and_preprocess": (
+            "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints",
+            "plan_and_preprocess_entry",
+        ),
     }
     module, function = entries[command]
     patch.setattr("sys.argv", [command, *map(str, arguments)])
@@ -162,6 +168,9 @@ def threads_for_processes(patch: pytest.MonkeyPatch) -> None:
     pools = SimpleNamespace(get_context=lambda method: SimpleNamespace(Pool=ThreadPool))
     for place in WITH_PROCESSES:
         patch.setattr(importlib.import_module(f"nnunetv2.{place}"), "multiprocessing", pools)
+    extractor = fingerprint_extractor.DatasetFingerprintExtractor
+    collect = extractor.collect_foreground_intensities  # draws 100 million voxels, however small the dataset
+    patch.setattr(extractor, "collect_foreground_intensities", lambda labels, images, **_: collect(labels, images))
 
 
 def shrink_plans(path: Path) -> None:

@@ -37,7 +37,9 @@ from tests.test_encoders import checkpoint
 from tests.trainers.conftest import edit_plans
 
 README = (REPOSITORY / "README.md").read_text()
-PAGES = {path.name: path.read_text() for path in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md"))}
+PAGES = {"README.md": README} | {
+    path.relative_to(REPOSITORY / "docs").as_posix(): path.read_text() for path in (REPOSITORY / "docs").rglob("*.md")
+}
 SETTINGS = PAGES["settings.md"]
 MODULES = {path: path.read_text() for path in (REPOSITORY / "nnunet_genesis").rglob("*.py")}
 EACH_PAGE = pytest.mark.parametrize("page", sorted(PAGES))
@@ -80,6 +82,7 @@ STOCK = {
     "nnUNetv2_train": "run/run_training.py",
     "nnUNetv2_predict": "inference/predict_from_raw_data.py",
     "nnUNetv2_preprocess": "experiment_planning/plan_and_preprocess_entrypoints.py",
+    "nnUNetv2_plan_and_preprocess": "experiment_planning/plan_and_preprocess_entrypoints.py",
 }
 """Commands of nnU-Net → files with their flags."""
 
@@ -142,14 +145,18 @@ def test_every_step_of_the_workflow_has_a_section_that_begins_with_its_command()
         assert section.split("\n\n")[1] == f"```bash\n{line.split('  ')[0]}\n```"
 
 
+def folder_of(page: str) -> Path:
+    return REPOSITORY if page == "README.md" else (REPOSITORY / "docs" / page).parent
+
+
 @EACH_PAGE
 def test_local_links_lead_somewhere(page):
-    folder = REPOSITORY if page == "README.md" else REPOSITORY / "docs"
+    folder = folder_of(page)
     for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
         target, _, anchor = link.partition("#")
         if "://" in link:
             continue
-        path = folder / target if target else folder / page
+        path = folder / target if target else folder / Path(page).name
         assert path.exists(), link
         if anchor:
             headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
@@ -162,11 +169,13 @@ def test_footnotes_are_there_and_used(page):
 
 
 def test_every_page_is_reached_from_the_readme():
+    files = {(folder_of(page) / Path(page).name).resolve(): page for page in PAGES}
     seen, waiting = set(), {"README.md"}
     while waiting:
         seen.add(page := waiting.pop())
-        found = {Path(link).name for link in re.findall(r"\]\(([\w/.]+\.md)[)#]", PAGES[page])}
-        waiting |= (found & set(PAGES)) - seen
+        links = re.findall(r"\]\(([\w/.]+\.md)[)#]", PAGES[page])
+        found = {files.get((folder_of(page) / link).resolve(), page) for link in links}
+        waiting |= found - seen
     assert seen == set(PAGES)
 
 

@@ -24,6 +24,8 @@ TEMPLATES = {
     "tiny_resenc": ("ResidualEncoderUNet", ["2d", "3d_fullres"]),
     "isotropic_1mm": ("ResidualEncoderUNet", ["3d_fullres"]),
     "genesis_chest_ct": ("UNet3D", ["3d_fullres"]),
+    "genesis_luna16": ("PlainConvUNet", ["3d_fullres"]),
+    "chest_xray": ("PlainConvUNet", ["2d"]),
     "primus_s": ("Primus", ["3d_fullres"]),
     "primus_m": ("Primus", ["3d_fullres"]),
     "tiny_primus": ("Primus", ["3d_fullres"]),
@@ -113,7 +115,8 @@ def test_template_is_consistent(template, configuration):
     # what nnU-Net looks up by name must exist
     chosen.preprocessor_class, chosen.resampling_fn_data, chosen.resampling_fn_seg  # noqa: B018
     chosen.resampling_fn_probabilities  # noqa: B018
-    assert plans.image_reader_writer_class.__name__ == "SimpleITKIO"
+    reader = "NaturalImage2DIO" if template == "chest_xray" else "SimpleITKIO"
+    assert plans.image_reader_writer_class.__name__ == reader
 
 
 def test_constraints_are_names_versions_and_markers_only():
