@@ -162,7 +162,7 @@ def test_a_thin_patch_and_one_larger_than_the_volume(size, draw, plans_folder):
 def test_each_column_shows_what_its_heading_says():
     rng = np.random.default_rng(0)
     volumes = {f"case{i}": rng.normal(size=(2, 24, 26, 30)).astype(np.float32) for i in range(3)}
-    dataset = SimpleNamespace(identifiers=sorted(volumes), load_case=lambda case: (volumes[case], None))
+    dataset = SimpleNamespace(identifiers=sorted(volumes), load_case=lambda case: (volumes[case], None, None, {}))
     batches = PatchBatches(dataset, (24, 24, 24), 1, 1, 0, RECIPES["paper"].without(), 5, VALIDATION, 0.0)
     groups, patches, cases = examples(batches, RECIPES["paper"], 3)
     assert list(groups.values()) == [
@@ -189,7 +189,7 @@ def test_each_column_shows_what_its_heading_says():
 
 def test_mixtures_stand_like_their_original():
     volume = np.arange(4 * 5 * 6, dtype=np.float32).reshape(1, 4, 5, 6)
-    dataset = SimpleNamespace(identifiers=["case"], load_case=lambda case: (volume, None))
+    dataset = SimpleNamespace(identifiers=["case"], load_case=lambda case: (volume, None, None, {}))
     mirroring = replace(RECIPES["paper"].without(), flip_probability=1.0)
     batches = PatchBatches(dataset, (4, 5, 6), 1, 1, 0, mirroring, 0, VALIDATION, 0.0)
     _, [[original, *mixtures]], _ = examples(batches, mirroring, 1)
