@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from nnunet_genesis.checkpoints.reading import network_weights, read_checkpoint
+from nnunet_genesis.checkpoints.saving import save_tensors
 from nnunet_genesis.errors import CheckpointError, DatasetError, printable, reason
 from nnunet_genesis.files import read_json, write_json
 from nnunet_genesis.named_classes import PRIMUS, names_primus
@@ -97,7 +98,7 @@ def export(
         for fold in finished:
             _copy(folder / fold, draft / fold, KEPT_OF_FOLD)
             content = _stock_checkpoint(folder / fold / checkpoint, configuration, trainer)
-            torch.save(content, draft / fold / checkpoint)
+            save_tensors(content, draft / fold / checkpoint)
         patches, compared = _patches(plans, configuration, described)
         before_comparing()
         for fold in finished:  # nnU-Net's own reading would run code in a checkpoint: all were read above without

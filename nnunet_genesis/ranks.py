@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
 
 from nnunet_genesis.checkpoints.reading import read_content
 from nnunet_genesis.errors import DatasetError, SettingsError, one_line
@@ -35,6 +35,8 @@ class RankedTrainer(nnUNetTrainer):
     `checkpoint_latest.pth` and the exit code 128 + signal; `--c` then goes on within the epoch.
     """
 
+    is_ddp: bool
+    network: Any
     output_folder_base: Any
     settings: Any
     """Has `batch_per_device`; set before the constructor of this class is called."""
@@ -80,17 +82,34 @@ class RankedTrainer(nnUNetTrainer):
                 f"{self.processes} processes cannot share batches of {batch} patches. Start fewer, or set "
                 '"batch_per_device" in the plans (--batch-per-device).'
             )
-        with wrapped_on(self.device):
+        if not self.is_ddp:
             super().initialize()
+            return
+        self.is_ddp = False  # or nnU-Net wraps the network on the GPU that has the number of this process
+        try:
+            super().initialize()
+        finally:
+            self.is_ddp = True
+        self._set_batch_size_and_oversample()
+        devices = [self.device] if self.device.type == "cuda" else None
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        self.network = nn.parallel.DistributedDataParallel(network, device_ids=devices)
+        self.loss = self._build_loss()  # that of several processes
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """As in nnU-Net, where the first process to come writes the splits: here the others wait for it."""
+        with self.first_alone():
+            split: tuple[list[str], list[str]] = super().do_split()
+        return split
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The first process runs the block while the others wait; then they do."""
         if self.is_ddp and self.local_rank:
             dist.barrier()
-        split: tuple[list[str], list[str]] = super().do_split()
+        yield
         if self.is_ddp and not self.local_rank:
             dist.barrier()
-        return split
 
     def on_train_start(self) -> None:
         """As in nnU-Net, but the first process alone writes plans and descriptions into the results folder."""
@@ -192,15 +211,3 @@ class RankedTrainer(nnUNetTrainer):
             self.losses_before = [float(loss) for loss in facts.get(UNFINISHED, [])]
             done = f"after {len(self.losses_before)} steps of epoch {self.current_epoch}"
             self.print_to_log_file(f"Going on {done}, from {filename_or_checkpoint}")
-
-
-@contextmanager
-def wrapped_on(device: torch.device) -> Iterator[None]:
-    """nnU-Net wraps networks for distributed training on this device, whatever number it gives."""
-    original = nnunet.DDP
-    devices = None if device.index is None else [device.index]
-    nnunet.DDP = lambda network, device_ids: original(network, device_ids=devices)
-    try:
-        yield
-    finally:
-        nnunet.DDP = original

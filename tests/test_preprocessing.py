@@ -58,6 +58,14 @@ def record_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / f"{PLANS}_3d_fullres_preprocessing.json").read_text())
 
 
+def content(folder: Path) -> dict[str, bytes]:
+    """What the files hold: nnU-Net's four threads write the blocks of a volume in the order in which they finish."""
+    return {
+        path.name: blosc2.open(str(path), mode="r")[:].tobytes() if path.suffix == ".b2nd" else path.read_bytes()
+        for path in folder.iterdir()
+    }
+
+
 OF_CONFIGURATION = {
     "spacing": [1.0, 1.0, 1.5], "normalization_schemes": ["NoNormalization"], "use_mask_for_norm": [True],
     "resampling_fn_data": "resample_torch_fornnunet",
@@ -125,32 +133,32 @@ def test_a_damaged_record_says_what_to_do(done):
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_case_that_lacks_a_file_is_done_again(done, ending):
     folder = done / f"{PLANS}_3d_fullres"
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = content(folder)
     (folder / f"case1{ending}").unlink()
     stale = done / f"{PLANS}_3d_fullres_unfinished"
     stale.mkdir()
     (stale / "case1.b2nd").write_text("half a file")
     (stale / "nested").mkdir()
     assert run() == (1, 1, {})
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert content(folder) == before
     assert not stale.exists()
 
 
 def test_shards_at_the_same_time_make_the_volumes_of_one_run(done):
     folder = done / f"{PLANS}_3d_fullres"
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = content(folder)
     shutil.rmtree(folder)
     stale = done / f"{PLANS}_3d_fullres_unfinished_1_of_7"
     stale.mkdir()
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(lambda number: run(shard=(number, 2)), (1, 2))) == [(1, 0, {}), (1, 0, {})]
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert content(folder) == before
     assert run(shard=(2, 2)) == (0, 1, {})
     assert stale.exists()  # it may be at work elsewhere
     (folder / "case1.pkl").unlink()
     assert run(shard=(1, 2)) == (0, 1, {})
     assert run() == (1, 1, {})
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert content(folder) == before
     assert sorted(path.name for path in done.iterdir() if "unfinished" in path.name) == []
 
 

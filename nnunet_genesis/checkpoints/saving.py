@@ -30,7 +30,20 @@ def save_plain(save: Callable[[io.BytesIO], None], description: Mapping[str, Any
         checkpoint = torch.load(stream, map_location="cpu", weights_only=True)
     del stream
     with written_atomically(path) as temporary:
-        torch.save(plain(checkpoint) | {"genesis": plain(dict(description))}, temporary)
+        save_tensors(plain(checkpoint) | {"genesis": plain(dict(description))}, temporary)
+
+
+def save_tensors(content: Any, path: Path) -> None:
+    """Write what torch.save would write.
+
+    PyTorch's own writer raises a RuntimeError of many lines where there is no space or no access.
+
+    Raises:
+        OSError: The file cannot be written; says why.
+    """
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    path.write_bytes(stream.getbuffer())
 
 
 def versions() -> dict[str, str]:

@@ -111,7 +111,7 @@ def _write(chosen: argparse.Namespace, download: Download) -> int:
     report = write_dataset(download, nnunet_folder("nnUNet_raw"), chosen.d, chosen.n, processes=chosen.np)
     print(f"{report.written} cases written to {report.folder}, {report.already_there} were there already.")
     for case, note in report.mended.items():
-        print(printable(f"  {case}: {note}"))
+        print(f"  {printable(case)}: {printable(note)}")
     if report.splits:
         print(f"splits_final.json: {report.splits} folds that keep the cases of a patient together.")
     for note in download.notes:

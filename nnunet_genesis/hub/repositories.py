@@ -11,7 +11,7 @@ from nnunet_genesis.checkpoints.foreign import ENDINGS
 from nnunet_genesis.checkpoints.formats.published import CASES, CONFIG
 from nnunet_genesis.errors import GenesisError, HubError, printable, reason
 from nnunet_genesis.files import sha256
-from nnunet_genesis.hub.addresses import HUB, HubAddress, hub_address, is_plain_path
+from nnunet_genesis.hub.addresses import HUB, HubAddress, hub_address, is_plain_path, shown_address
 
 LARGEST = 1 << 34
 """Bytes of a checkpoint: with the optimiser's state, the largest published ones take half of it."""
@@ -135,7 +135,8 @@ def in_words(address: HubAddress) -> Iterator[None]:
     """Say what the hub's client raises in one line, with what to do next."""
     from huggingface_hub import constants, errors
 
-    page = f"{constants.ENDPOINT}/{address.repo}"
+    server = shown_address(constants.ENDPOINT)  # a mirror's may hold a password
+    page = f"{server}/{address.repo}"
     try:
         yield
     except GenesisError:
@@ -149,13 +150,12 @@ def in_words(address: HubAddress) -> Iterator[None]:
                 raise HubError(f"{address} {text.format(page=page)}") from None
         if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
             code = error.response.status_code
-            raise HubError(
-                f"{address}: {constants.ENDPOINT} answers {code} ({_said(error)}). {_advice(code)}"
-            ) from None
+            raise HubError(f"{address}: {server} answers {code} ({_said(error)}). {_advice(code)}") from None
+        said = reason(error).replace(constants.ENDPOINT, server)[:150]
         raise HubError(
-            f"{address} cannot be reached: {constants.ENDPOINT} does not answer as a hub does "
-            f"({type(error).__name__}: {reason(error, 150)}). Check the network (HF_ENDPOINT, proxies); with "
-            f"HF_HUB_OFFLINE=1 what is in the cache is used."
+            f"{address} cannot be reached: {server} does not answer as a hub does "
+            f"({type(error).__name__}: {said}). Check the network (HF_ENDPOINT, proxies); with HF_HUB_OFFLINE=1 what "
+            f"is in the cache is used."
         ) from None
 
 

@@ -49,10 +49,8 @@ from nnunet_genesis.ranks import RankedTrainer
 from nnunet_genesis.settings import CONVOLUTIONAL, TRANSFORMER, PretrainingSettings
 from nnunet_genesis.volume_index import IndexedVolumes, VolumeIndex, index_of
 
-TASK, HIDDEN_TASK = (
-    "restoration of corrupted patches (Models Genesis)",
-    "restoration of hidden cells (masked autoencoder)",
-)
+TASK = "restoration of corrupted patches (Models Genesis)"
+HIDDEN_TASK = "restoration of hidden cells (masked autoencoder)"
 
 
 class NoImprovement(Exception):  # noqa: N818 (no error)
@@ -164,12 +162,8 @@ class nnUNetTrainerGenesisPretrain(RankedTrainer):  # noqa: N801
     @cached_property
     def index(self) -> VolumeIndex:
         """That of the preprocessed volumes, which one process brings up to date while the others wait."""
-        with one_line():
-            if self.is_ddp and self.local_rank != 0:
-                dist.barrier()
+        with one_line(), self.first_alone():
             index = index_of(Path(self.preprocessed_dataset_folder))
-            if self.is_ddp and self.local_rank == 0:
-                dist.barrier()
         if warning := index.warning():
             self.print_to_log_file(f"WARNING: {warning}")
         return index

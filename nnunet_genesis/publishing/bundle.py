@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +168,8 @@ def _versions(content: Mapping[str, Any]) -> dict[str, str]:
 def _intensities(content: Mapping[str, Any]) -> list[dict[str, float]] | None:
     """Per channel, what the plans say of its intensities."""
     if isinstance(before := content.get(MARK), Mapping):
-        found: Any = dict(enumerate(before.get("intensities") or ()))
+        known = before.get("intensities")
+        found: Any = dict(enumerate(known)) if isinstance(known, list) else None
     else:
         given = content.get("init_args")
         plans = given.get("plans") if isinstance(given, Mapping) else None
@@ -175,5 +177,10 @@ def _intensities(content: Mapping[str, Any]) -> list[dict[str, float]] | None:
     if not isinstance(found, Mapping) or not all(isinstance(channel, Mapping) for channel in found.values()):
         return None
     numbers = [{name: plain(channel.get(name)) for name in INTENSITIES} for channel in found.values()]
-    return [{name: float(value) for name, value in channel.items() if isinstance(value, int | float)}
+    return [{name: float(value) for name, value in channel.items() if _is_number(value)}
             for channel in numbers] or None  # fmt: skip
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number that a float can hold."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max

@@ -15,7 +15,7 @@ from nnunet_genesis.study.design import Run, Study
 from nnunet_genesis.transfer.into_plans import SCHEDULE, scheduled, start_from
 
 FOLDER = "arms"
-FREE = tuple(name for name in SCHEDULE if name not in ("epochs", "iterations", "seed"))
+FREE = tuple(name for name in SCHEDULE if name not in ("epochs", "iterations", "batch_per_device", "seed"))
 """Settings in which arms may differ: of the same length, with the seed of the run."""
 SCRATCH = "scratch"
 FACTS = ("source", "source_sha256", "sha256", "coverage")

@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from nnunet_genesis.checkpoints.case_files import carry_record
 from nnunet_genesis.checkpoints.reading import read_pretrained
-from nnunet_genesis.checkpoints.saving import versions
+from nnunet_genesis.checkpoints.saving import save_tensors, versions
 from nnunet_genesis.errors import TransferError
 from nnunet_genesis.files import read_json, sha256, write_json, written_atomically
 from nnunet_genesis.hub.locating import located, origin, source_of
@@ -33,7 +32,7 @@ from nnunet_genesis.transfer.matching import match
 from nnunet_genesis.transfer.report import TransferReport
 
 SCHEDULE = ("epochs", "iterations", "warmup", "optimizer", "learning_rate", "weight_decay", "freeze_epochs",
-            "encoder_lr_scale", "layer_lr_decay", "beta2", "gradient_clipping", "seed")  # fmt: skip
+            "encoder_lr_scale", "layer_lr_decay", "beta2", "gradient_clipping", "batch_per_device", "seed")  # fmt: skip
 """The settings of fine-tuning that a user chooses when transferring."""
 
 REPORT = "transfer_report.json"
@@ -168,7 +167,7 @@ def _write(
         facts["cases"] = cases  # so that leaks are found in the file of weights too
         carry_record(cases, checkpoint, path.parent)
     with written_atomically(path) as temporary:
-        torch.save({"network_weights": network.state_dict(), "genesis": facts}, temporary)
+        save_tensors({"network_weights": network.state_dict(), "genesis": facts}, temporary)
     return replace(
         settings,
         weights=path.name,

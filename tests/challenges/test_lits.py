@@ -47,10 +47,12 @@ def test_a_repaired_header_and_the_flag_bring_a_volume_back(source, raw):
 
 
 def test_axes_that_point_the_other_way_are_no_spacing_either(source):
-    folder = write_lits(source, training=(0, 28))
+    folder = write_lits(source, training=(0, 1, 28))
     write(voxels("x")[0], folder / "Training_Batch2/volume-28.nii", spacing=(1, 1, 1), origin=(0, 0, 0),
           direction=(-1, 0, 0, 0, -1, 0, 0, 0, 1))  # fmt: skip
     write(voxels("x")[0], folder / "Training_Batch1/volume-0.nii", spacing=(1, 1, 1), origin=(0, 0, 5),
+          direction=(1, 0, 0, 0, 1, 0, 0, 0, 1))  # fmt: skip
+    write(voxels("x")[0], folder / "Training_Batch1/volume-1.nii", spacing=(1, 1, 2), origin=(0, 0, 0),
           direction=(1, 0, 0, 0, 1, 0, 0, 0, 1))  # fmt: skip
     assert [case.name for case in find_download(folder).training if case.flaw] == ["volume-28"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 
@@ -97,6 +98,14 @@ def test_a_four_dimensional_image_with_other_channels_is_left_out(source, raw):
     left_out = make(find_download(task), raw).left_out
     assert left_out.keys() == {"prostate_00", "prostate_03"}
     assert all("2 channels" in reason for reason in left_out.values())
+
+
+def test_a_four_dimensional_image_that_is_cut_off_is_left_out(source, raw):
+    """SimpleITK reads it without complaint."""
+    task = write_msd(source, "Task05_Prostate")
+    file = task / "imagesTr/prostate_00.nii.gz"
+    file.write_bytes(gzip.compress(gzip.decompress(file.read_bytes())[:-600]))
+    assert "is incomplete" in make(find_download(task), raw).left_out["prostate_00"]
 
 
 def test_a_label_that_lies_elsewhere_is_laid_on_its_image(source, raw):

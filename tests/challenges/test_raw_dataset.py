@@ -100,6 +100,16 @@ def test_files_of_another_file_system_are_copied(source, raw, monkeypatch):
     assert copy.read_bytes() == original.read_bytes()
 
 
+def test_linked_files_are_taken_over_not_their_links(source, raw, tmp_path):
+    """A relative link would lead nowhere in another folder."""
+    file = write_msd(source) / "imagesTr/liver_0.nii.gz"
+    file.rename(file.with_name("elsewhere"))
+    file.symlink_to("elsewhere")
+    copy = make(find_download(source / "Task03_Liver"), raw).folder / "imagesTr/liver_0_0000.nii.gz"
+    assert not copy.is_symlink()
+    assert copy.samefile(file)
+
+
 def test_folders_of_others_and_damaged_reports_are_refused(source, raw, tmp_path):
     download = find_download(write_msd(source))
     write_dataset(tmp_path, 3, "Liver", 1)

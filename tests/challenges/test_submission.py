@@ -248,6 +248,9 @@ def test_labels_are_those_of_the_year_of_the_test_cases(tmp_path, raw):
     theirs = sitk.GetArrayFromImage(member(archive, "BraTS-GLI-00001-001.nii.gz", tmp_path))
     assert np.array_equal(theirs, np.array([0, 2, 1, 3])[labels([1, 2, 3])])
     assert check_archive(brats.plan_submission(None, images), archive, progress=False) == []
+    content = json.loads((predictions / "dataset.json").read_text())
+    content["challenge"]["meaning"]["resection cavity"] = 4  # a model of 2024; 2023 has no value for it
+    (predictions / "dataset.json").write_text(json.dumps(content))
     write(labels([4]), predictions / "BraTS-GLI-00001-000.nii.gz", **BRATS_SPACE)
     assert "it holds the label 4" in attempt(brats.plan_submission, predictions, images, archive)[0]
 

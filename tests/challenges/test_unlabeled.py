@@ -108,6 +108,18 @@ def test_raw_files_that_are_missing_or_lie_elsewhere_are_named(source, raw):
     assert f"its data file ../subset9/{uid(9)}.raw lies outside its folder" in reasons[uid(2)]
 
 
+def test_a_validation_scan_that_cannot_be_used_is_named_and_in_no_fold(source, raw):
+    write_luna16(source)
+    (source / "subset5" / f"{uid(5)}.raw").unlink()
+    (source / "subset4" / f"{uid(4)}.mhd").rename(source / "subset4" / f"{uid(4)}.MHD")
+    report = make_luna(source, raw, *SPLITS["released"])
+    assert report.imported == 6
+    assert {Path(where).name for where in report.rejected} == {f"{uid(5)}.mhd", f"{uid(4)}.MHD"}  # ITK reads no .MHD
+    (fold,) = json.loads((report.folder / "splits_final.json").read_text())
+    assert fold["val"] == [uid(6)]
+    assert sorted(fold["train"] + fold["val"]) == sorted(cases_in(report.folder))
+
+
 def test_the_official_split_of_chestxray14(source, raw):
     selection = find_images_of(write_chestxray(source))
     report = import_selection(selection, raw, 514, progress=False)

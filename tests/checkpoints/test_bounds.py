@@ -152,7 +152,7 @@ def test_names_in_a_file_do_not_reach_the_terminal(tmp_path: Path, genesis, caps
     shown = capsys.readouterr().out
     assert "?]0;evil??[31m?T1 second line" in shown
     assert all(character.isprintable() or character == "\n" for character in shown)
-    assert shown.count("\n") == 10
+    assert shown.count("\n") == 11
     for wrong in ({EVIL: {}}, {"state_dict": {EVIL: torch.ones(1)}}, {"network_weights": content["network_weights"], "init_args":
                   {"plans": {"configurations": {EVIL: {}}}, "configuration": EVIL}, "a": {STEM: 1}}):  # fmt: skip
         assert genesis("inspect", written(wrong, tmp_path / "b\x1b[31m.pth")) in (0, 1)

@@ -148,6 +148,10 @@ def same_array_often(content: h5py.File) -> None:
         ]
 
 
+def tower(content: h5py.File) -> None:
+    content["model_weights"].create_group("/".join(["deeper"] * 6))
+
+
 def crowd(content: h5py.File) -> None:
     for number in range(ENTRIES):
         content["model_weights"].create_group(f"layer {number}")
@@ -180,6 +184,7 @@ def escape(content: h5py.File) -> None:
         (promise, "describes a larger array depth_0_conv/kernel than it holds"),
         (same_array_often, "describes larger arrays than it holds"),
         (ring, "holds two arrays|beyond reason"),
+        (tower, "nests or repeats groups beyond reason"),
         (crowd, "nests or repeats groups beyond reason"),
         (text, "holds other values than numbers"),
         (named_type, "neither a layer nor an array"),

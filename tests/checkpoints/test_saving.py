@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nnunet_genesis.checkpoints.plain_types import plain
-from nnunet_genesis.checkpoints.saving import save_plain
+from nnunet_genesis.checkpoints.saving import save_plain, save_tensors
 
 
 def test_a_failing_save_keeps_the_file_before(tmp_path: Path):
@@ -21,6 +21,15 @@ def test_a_failing_save_keeps_the_file_before(tmp_path: Path):
     with pytest.raises(OSError, match="disk full"):
         save_plain(fail, {}, tmp_path / "a.pth")
     assert torch.load(tmp_path / "a.pth", weights_only=True)["a"] == 1
+
+
+@pytest.mark.parametrize(("path", "why"), [("/dev/full", "No space left"), ("missing/a.pth", "No such file")])
+def test_what_cannot_be_written_is_an_error_of_the_system(tmp_path: Path, path: str, why: str):
+    """The command line says such an error in one line."""
+    with pytest.raises(OSError, match=why):
+        save_tensors({"a": torch.ones(3)}, tmp_path / path)
+    save_tensors({"a": torch.ones(3)}, tmp_path / "a.pth")
+    assert torch.equal(torch.load(tmp_path / "a.pth", weights_only=True)["a"], torch.ones(3))
 
 
 def test_plain_keeps_structure():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+from nnunet_genesis.checkpoints.formats import published
 from nnunet_genesis.checkpoints.formats.published import CASES, CONFIG, WEIGHTS
 from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.corruption import RECIPES
@@ -247,6 +248,13 @@ def test_a_damaged_record_of_cases_is_refused(tmp_path, weights, content):
         record_in(tmp_path / "weights" / WEIGHTS)
 
 
+def test_a_record_of_cases_that_unpacks_to_more_than_any_is_not_read(tmp_path, monkeypatch):
+    write_bundle(pretrained(tmp_path), tmp_path / "weights", replace(ABOUT, cases=True))
+    monkeypatch.setattr(published, "LARGEST_RECORD", 1000)
+    with pytest.raises(CheckpointError, match=r"cases\.npz cannot be read"):
+        record_in(tmp_path / "weights" / WEIGHTS)
+
+
 # to the hub and back
 
 
@@ -295,3 +303,15 @@ def test_push_refuses_what_would_be_public_or_is_no_card(hub, tmp_path, weights,
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1] + b"\x01")
     fails("is not the file that", folder, "hf://me/ours")
     assert hub.repositories.keys() == {"me/public"}
+
+
+@pytest.mark.parametrize(
+    "intensities", [5, "text", {"0": {"mean": 1}}, [5], [{"mean": 10**400, "std": 2.0}], [{"std": 2}]]
+)
+def test_intensities_of_a_card_that_are_none_are_left_out(intensities, tmp_path):
+    write_bundle(pretrained(tmp_path), tmp_path / "first", ABOUT)
+    content = json.loads((tmp_path / "first" / CONFIG).read_text())
+    (tmp_path / "first" / CONFIG).write_text(json.dumps(content | {"intensities": intensities}))
+    config = write_bundle(tmp_path / "first", tmp_path / "second", ABOUT)
+    known = isinstance(intensities, list) and isinstance(intensities[0], dict)
+    assert config["intensities"] == ([{"std": 2.0}] if known else None)

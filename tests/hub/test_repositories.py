@@ -125,6 +125,14 @@ def test_a_hub_that_is_not_there_or_is_none_is_said_in_one_line(hub, monkeypatch
     fails("hf://me/weights", r"answers 403 .* Log in with a token")
 
 
+def test_a_mirrors_password_is_not_shown(hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url.replace("//", "//me:hidden@"))
+    hub.pages["/api/models/me/weights"] = (500, {}, b"")
+    assert "hidden" not in fails("hf://me/weights", "answers 500")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://me:hidden@127.0.0.1:9")
+    assert "hidden" not in fails("hf://me/weights", "http://127.0.0.1:9 does not answer as a hub does")
+
+
 def test_large_files_are_refused_before_they_are_fetched(hub, content, monkeypatch):
     hub.add("me/weights", {"x.pth": content})
     monkeypatch.setattr(repositories, "LARGEST", len(content) - 1)

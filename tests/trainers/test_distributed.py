@@ -209,7 +209,7 @@ def test_a_fine_tuning_goes_on_within_the_epoch(base: Path, genesis):
 
 
 def gradients(rank: int, ranks: int, folder: Path) -> None:
-    """Of a third of the patches, in shares of two and one, summed over processes."""
+    """Of three patches, by one process or by two, with two of them and one."""
     shares = [slice(None)] if ranks == 1 else [slice(0, 2), slice(2, 3)]
     dist.init_process_group("gloo", init_method=f"file://{folder}/store{ranks}", rank=rank, world_size=ranks)
     seeded = torch.Generator().manual_seed(0)

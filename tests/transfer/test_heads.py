@@ -141,6 +141,11 @@ def test_rows_that_a_head_does_not_have_are_refused(rows):
         with_kept_rows(torch.zeros(2, 3), torch.ones(2, 3), rows)
 
 
+def test_rows_of_heads_of_other_shapes_are_refused():
+    with pytest.raises(ValueError, match="rows"):
+        with_kept_rows(torch.zeros(2, 3), torch.ones(3, 3), [0])
+
+
 def test_a_checkpoint_without_names_of_labels_says_nothing_of_them():
     block = architecture()
     network: nn.Module = build(block)
