@@ -14,6 +14,8 @@ from nnunet_genesis.importing.find import Scan
 
 CHALLENGE = "challenge"
 """Block in dataset.json: which challenge the dataset is of, and what a submission must know of it."""
+FOLDS_FILE = "splits_final.json"
+"""nnU-Net's file of folds."""
 CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}", flags=re.ASCII)
 """What names of cases look like in all challenges here."""
 

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from tqdm import tqdm
 
 from nnunet_genesis.challenges.case_log import REPORT, CaseLog, CaseRecord
-from nnunet_genesis.challenges.download import CHALLENGE, Case, Download
+from nnunet_genesis.challenges.download import CHALLENGE, FOLDS_FILE, Case, Download
 from nnunet_genesis.challenges.segmentation_file import information, values_in
 from nnunet_genesis.errors import DatasetError, GenesisError, printable
 from nnunet_genesis.files import write_json, written_atomically
@@ -32,7 +32,6 @@ from nnunet_genesis.importing.read import (
 from nnunet_genesis.parallel import each_case
 
 ENDING = ".nii.gz"
-SPLITS = "splits_final.json"
 FOLDS = 5
 
 
@@ -282,9 +281,9 @@ def _describe(download: Download, folder: Path) -> int:
         raise DatasetError(f"No case of {download.challenge} could be used: see {folder / REPORT} for the reasons.")
     splits = splits_by_patient(cases, download.patients)
     if splits:
-        write_json(splits, folder / SPLITS)
+        write_json(splits, folder / FOLDS_FILE)
     else:  # those of an earlier run may name cases that are gone
-        (folder / SPLITS).unlink(missing_ok=True)
+        (folder / FOLDS_FILE).unlink(missing_ok=True)
     channels = {str(number): channel for number, channel in enumerate(download.channels)}
     content: dict[str, Any] = {"name": folder.name, **download.description, "channel_names": channels}
     content |= {"labels": dict(download.labels), "numTraining": len(cases), "file_ending": ENDING}

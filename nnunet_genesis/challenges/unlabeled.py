@@ -7,14 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_genesis.challenges.download import CHALLENGE
+from nnunet_genesis.challenges.download import CHALLENGE, FOLDS_FILE
 from nnunet_genesis.errors import DatasetError
 from nnunet_genesis.files import read_json, write_json
 from nnunet_genesis.importing.into_dataset import ImportReport, dataset_folder, import_scans
 from nnunet_genesis.shards import EVERYTHING, Shard
-
-SPLIT = "splits_final.json"
-"""nnU-Net's file of folds."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ def import_selection(
     if selection.validation:
         there = cases_in(folder)
         validation = there & set(selection.validation)
-        write_json([{"train": sorted(there - validation), "val": sorted(validation)}], folder / SPLIT)
+        write_json([{"train": sorted(there - validation), "val": sorted(validation)}], folder / FOLDS_FILE)
     return report
 
 

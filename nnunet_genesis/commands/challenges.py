@@ -105,6 +105,7 @@ def _brats(chosen: argparse.Namespace) -> int:
 def _write(chosen: argparse.Namespace, download: Download) -> int:
     """Write the dataset and say what became of the cases."""
     from nnunet_genesis.challenges.case_log import REPORT
+    from nnunet_genesis.challenges.download import FOLDS_FILE
     from nnunet_genesis.challenges.raw_dataset import write_dataset
     from nnunet_genesis.nnunet_dataset import nnunet_folder
 
@@ -113,7 +114,7 @@ def _write(chosen: argparse.Namespace, download: Download) -> int:
     for case, note in report.mended.items():
         print(f"  {printable(case)}: {printable(note)}")
     if report.splits:
-        print(f"splits_final.json: {report.splits} folds that keep the cases of a patient together.")
+        print(f"{FOLDS_FILE}: {report.splits} folds that keep the cases of a patient together.")
     for note in download.notes:
         print(f"NOTE: {note}")
     return left_out(report.left_out, f"details: {report.folder / REPORT}")
@@ -216,7 +217,8 @@ def _chestxray(chosen: argparse.Namespace) -> int:
 
 def _import(chosen: argparse.Namespace, selection: Selection) -> int:
     """Import scans without labels and say what became of them."""
-    from nnunet_genesis.challenges.unlabeled import SPLIT, import_selection
+    from nnunet_genesis.challenges.download import FOLDS_FILE
+    from nnunet_genesis.challenges.unlabeled import import_selection
     from nnunet_genesis.importing.journal import REPORT
     from nnunet_genesis.nnunet_dataset import nnunet_folder
 
@@ -226,8 +228,13 @@ def _import(chosen: argparse.Namespace, selection: Selection) -> int:
     print(f"{report.imported} cases imported into {report.folder}, {report.already_there} were there already.")
     say_what_completes(chosen.shard, COMPLETES)
     print(f"{selection.held_out} other scans of the download are held out: they were not imported.")
+<<<<<<< HEAD
     if selection.validation and chosen.shard == (1, 1):
         print(f"{SPLIT}: fold 0 trains and validates as chosen; name fold 0, not all, to nnUNetv2_train.")
+=======
+    if selection.validation:
+        print(f"{FOLDS_FILE}: fold 0 trains and validates as chosen; name fold 0, not all, to nnUNetv2_train.")
+>>>>>>> part-review
     for note in selection.notes:
         print(f"NOTE: {note}")
     return left_out(report.rejected, f"details: {report.folder / REPORT}")

@@ -147,8 +147,10 @@ def _is_dicom(file: Path) -> bool:
     """Whether a file says that it is one, by its name or after its first 128 bytes."""
     if _ending(file.name) == ".dcm":
         return True
-    with suppress(OSError), file.open("rb") as stream:
-        return file.is_file() and stream.read(132)[128:] == b"DICM"
+    with suppress(OSError):
+        if file.is_file():  # to open a pipe waits for somebody who writes into it
+            with file.open("rb") as stream:
+                return stream.read(132)[128:] == b"DICM"
     return False
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunet_genesis.challenges import archive as archives
 from nnunet_genesis.challenges import brats, lits, msd
 from nnunet_genesis.challenges.archive import check_archive, write_archive
 from nnunet_genesis.errors import DatasetError
@@ -398,3 +399,12 @@ def test_test_images_that_could_not_be_used_are_still_wanted(liver, raw, tmp_pat
     assert [(wanted.member, wanted.image is None) for wanted in plan.wanted] == [
         ("BraTS2021_00001.nii.gz", False), ("BraTS2021_00013.nii.gz", True)
     ]  # fmt: skip
+
+
+def test_an_archive_is_checked_before_it_gets_its_name(liver, monkeypatch):
+    """By the rules for any: here what is written has 16 bits."""
+    task, predictions, archive = liver
+    monkeypatch.setattr(archives, "write_final", lambda *rest: write(labels([1, 2]).astype(np.int16), rest[-1]))
+    with pytest.raises(DatasetError, match="does not hold what was put in: .*16-bit"):
+        attempt(msd.plan_submission, predictions, task, archive)
+    assert not archive.exists()

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import signal
 import struct
 import zlib
 from pathlib import Path
@@ -312,3 +313,16 @@ def test_volumes_and_images_do_not_mix(source, raw):
     (source / "y.dcm").unlink()
     with pytest.raises(DatasetError, match=r"Looked for 2D images: files ending in \.png, .* and DICOM files"):
         run_flat(raw / "other", source)
+
+
+def test_a_pipe_is_not_waited_for(source, raw):
+    os.mkfifo(source / "pipe")
+    os.mkfifo(source / "x.png")
+    save(source / "y.png", pixels())
+    ended = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits"))
+    signal.alarm(20)
+    try:
+        assert run_flat(raw, source).imported == 1
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, ended)
