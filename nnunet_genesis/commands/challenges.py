@@ -228,13 +228,8 @@ def _import(chosen: argparse.Namespace, selection: Selection) -> int:
     print(f"{report.imported} cases imported into {report.folder}, {report.already_there} were there already.")
     say_what_completes(chosen.shard, COMPLETES)
     print(f"{selection.held_out} other scans of the download are held out: they were not imported.")
-<<<<<<< HEAD
     if selection.validation and chosen.shard == (1, 1):
-        print(f"{SPLIT}: fold 0 trains and validates as chosen; name fold 0, not all, to nnUNetv2_train.")
-=======
-    if selection.validation:
         print(f"{FOLDS_FILE}: fold 0 trains and validates as chosen; name fold 0, not all, to nnUNetv2_train.")
->>>>>>> part-review
     for note in selection.notes:
         print(f"NOTE: {note}")
     return left_out(report.rejected, f"details: {report.folder / REPORT}")
