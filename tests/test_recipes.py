@@ -29,7 +29,7 @@ WIDTHS = [4, 6, 8]
 PUBLISHED = "genesis_nnunet_luna16_006.model"
 ADDED = {
     "nnunet_genesis dataset": "-np 1",
-    "nnunet_genesis plan": "--epochs 1 --iterations 1 --validation-iterations 1",
+    "nnunet_genesis plan": "--epochs 1 --iterations 1 --validation-iterations 1 --plot-every 100",
     "nnunet_genesis preprocess": "-np 1",
     "nnunet_genesis transfer": "--epochs 1 --iterations 1",
     "nnunet_genesis submission": "-np 1",
