@@ -212,12 +212,22 @@ def _patches(plans: dict[str, Any], configuration: str, dataset_json: dict[str, 
         kind = infer_dataset_class(str(folder))
         cases = sorted(kind.get_identifiers(str(folder)))[:PATCHES]
         dataset = kind(str(folder), cases)
-        patches = [_middle(dataset.load_case(case)[0], size) for case in cases]
+        patches = [_middle(_volume(dataset, case), size) for case in cases]
         # a cascade's second stage also reads the first one's segmentations, which are not among the volumes
         if all(len(patch) == channels for patch in patches):
             return patches, f"patches of {', '.join(cases)}"
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(channels, *size, generator=generator) for _ in range(PATCHES)], f"{PATCHES} random patches"
+
+
+def _volume(dataset: Any, case: str) -> Any:
+    try:
+        return dataset.load_case(case)[0]
+    except RuntimeError as error:  # blosc2's: damaged, or no memory
+        raise DatasetError(
+            f"The preprocessed case {case} in {dataset.source_folder} cannot be read ({reason(error)}). Preprocess it "
+            "again if it is damaged."
+        ) from None
 
 
 def _middle(volume: Any, size: list[int]) -> torch.Tensor:

@@ -258,6 +258,7 @@ def test_leaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert len(list(leaks.scans(folder, 2))) == 2
 
 
+<<<<<<< HEAD
 def test_links_have_the_index_that_would_be_computed(ready_once: Path, nnunet: Path, monkeypatch: pytest.MonkeyPatch):
     scale = benchmark_module("scale", monkeypatch)
     shutil.copytree(ready_once, nnunet, dirs_exist_ok=True)
@@ -271,3 +272,24 @@ def test_links_have_the_index_that_would_be_computed(ready_once: Path, nnunet: P
     assert len(computed) == 10
     for name, column in computed.columns.items():
         np.testing.assert_array_equal(written.columns[name], column)
+=======
+def test_faults_tell_half_written_files_from_missing_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    steps = benchmark_module("workflow_steps", monkeypatch)
+    step = steps.STEPS[0]
+    images = Path("Dataset501_Scans/imagesTr")
+    for folder in (tmp_path / steps.REFERENCE / "import", tmp_path / steps.RAW):
+        (folder / images).mkdir(parents=True)
+        for name in ("a_0000.nii.gz", "b_0000.nii.gz"):
+            (folder / images / name).write_bytes(b"a whole image")
+        (folder / images.parent / "dataset.json").write_text("{}")
+    assert (step.look(tmp_path, step), step.compare(tmp_path, step)) == ((2, []), [])
+    (tmp_path / steps.RAW / images / "b_0000.nii.gz").unlink()
+    assert step.look(tmp_path, step) == (1, [])
+    assert step.compare(tmp_path, step) == ["b_0000.nii.gz is missing after the second run"]
+    (tmp_path / steps.RAW / images / "b_0000.nii.gz").write_bytes(b"a whole")
+    (tmp_path / steps.RAW / images.parent / "dataset.json").write_text("{")
+    assert step.look(tmp_path, step) == (1, ["dataset.json is half-written", "b_0000.nii.gz is half-written"])
+    steps.restore(tmp_path, step)
+    assert step.look(tmp_path, step) == (2, [])
+    assert step.kept(tmp_path, step, "3 cases imported, 2 were there already") == 2
+>>>>>>> part-shards

@@ -213,6 +213,12 @@ def refused(model: Path, kind: type[Exception], message: str, checkpoint: str = 
     assert os.environ.get("nnUNet_extTrainer") == known
 
 
+def test_a_volume_that_cannot_be_read_is_said_in_one_line(trained, model):
+    for path in (trained / "nnUNet_preprocessed/Dataset004_Target/nnUNetPlans_3d_fullres").glob("*.b2nd"):
+        path.write_bytes(path.read_bytes()[:40])
+    refused(model, DatasetError, "The preprocessed case case0 in .* cannot be read .*Preprocess it again")
+
+
 def test_an_existing_folder_is_left_alone(model):
     export(model)
     refused(model, DatasetError, "exists and would be overwritten")
