@@ -258,7 +258,6 @@ def test_leaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert len(list(leaks.scans(folder, 2))) == 2
 
 
-<<<<<<< HEAD
 def test_links_have_the_index_that_would_be_computed(ready_once: Path, nnunet: Path, monkeypatch: pytest.MonkeyPatch):
     scale = benchmark_module("scale", monkeypatch)
     shutil.copytree(ready_once, nnunet, dirs_exist_ok=True)
@@ -272,7 +271,8 @@ def test_links_have_the_index_that_would_be_computed(ready_once: Path, nnunet: P
     assert len(computed) == 10
     for name, column in computed.columns.items():
         np.testing.assert_array_equal(written.columns[name], column)
-=======
+
+
 def test_faults_tell_half_written_files_from_missing_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     steps = benchmark_module("workflow_steps", monkeypatch)
     step = steps.STEPS[0]
@@ -292,4 +292,3 @@ def test_faults_tell_half_written_files_from_missing_ones(tmp_path: Path, monkey
     steps.restore(tmp_path, step)
     assert step.look(tmp_path, step) == (2, [])
     assert step.kept(tmp_path, step, "3 cases imported, 2 were there already") == 2
->>>>>>> part-shards
