@@ -94,13 +94,13 @@ def test_equal_arms_have_equal_results(place, finished):
 
 
 def test_a_study_that_is_killed_ends_with_the_same_results(place, finished):
-    """SIGKILL at three moments, among them the middle of a training, then to the end: the same bytes."""
+    """SIGKILL at five moments, among them the middle of a training, then to the end: the same bytes."""
     folder = place / "killed"
     shutil.copytree(finished / "arms", folder / "arms")
     shutil.copyfile(finished / "study.json", folder / "study.json")
     command = [sys.executable, "-m", "nnunet_genesis.cli", "study", "run", str(folder), "--device", "cpu", "--jobs"]
     rng = np.random.default_rng(0)
-    for wanted, jobs in ((1, "2"), (4, "1"), (6, "1")):
+    for wanted, jobs in ((1, "2"), (2, "2"), (4, "1"), (5, "1"), (6, "1")):
         process = subprocess.Popen([*command, jobs], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.time() + 60
         while time.time() < deadline and process.poll() is None and _traces(folder) < wanted:
