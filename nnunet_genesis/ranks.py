@@ -171,6 +171,8 @@ class RankedTrainer(nnUNetTrainer):
     def on_train_end(self) -> None:
         """As in nnU-Net; from now on there is nothing to save, and signals end the process."""
         super().on_train_end()
+        if not watched():
+            return
         number = self._asked()
         unwatch()
         if number:

@@ -36,14 +36,16 @@ def save_plain(save: Callable[[io.BytesIO], None], description: Mapping[str, Any
 def save_tensors(content: Any, path: Path) -> None:
     """Write what torch.save would write.
 
-    PyTorch's own writer raises a RuntimeError of many lines where there is no space or no access.
-
     Raises:
-        OSError: The file cannot be written; says why.
+        OSError: The file cannot be written; says why. PyTorch, given a path, has a RuntimeError of many lines.
     """
-    stream = io.BytesIO()
-    torch.save(content, stream)
-    path.write_bytes(stream.getbuffer())
+    try:
+        with path.open("wb") as stream:
+            torch.save(content, stream)
+    except RuntimeError as error:  # PyTorch comes upon the end of a file that could not be written
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def versions() -> dict[str, str]:

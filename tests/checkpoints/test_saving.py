@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,16 @@ def test_what_cannot_be_written_is_an_error_of_the_system(tmp_path: Path, path: 
         save_tensors({"a": torch.ones(3)}, tmp_path / path)
     save_tensors({"a": torch.ones(3)}, tmp_path / "a.pth")
     assert torch.equal(torch.load(tmp_path / "a.pth", weights_only=True)["a"], torch.ones(3))
+
+
+def test_a_file_that_ends_too_early_is_an_error_of_the_system(tmp_path: Path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_tensors({"a": torch.ones(50_000)}, tmp_path / "a.pth")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_plain_keeps_structure():

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from nnunet_genesis.checkpoints.formats import published
+from nnunet_genesis.checkpoints import case_files
 from nnunet_genesis.checkpoints.formats.published import CASES, CONFIG, WEIGHTS
 from nnunet_genesis.checkpoints.reading import read_pretrained
 from nnunet_genesis.corruption import RECIPES
@@ -250,7 +250,7 @@ def test_a_damaged_record_of_cases_is_refused(tmp_path, weights, content):
 
 def test_a_record_of_cases_that_unpacks_to_more_than_any_is_not_read(tmp_path, monkeypatch):
     write_bundle(pretrained(tmp_path), tmp_path / "weights", replace(ABOUT, cases=True))
-    monkeypatch.setattr(published, "LARGEST_RECORD", 1000)
+    monkeypatch.setattr(case_files, "LARGEST_RECORD", 1000)
     with pytest.raises(CheckpointError, match=r"cases\.npz cannot be read"):
         record_in(tmp_path / "weights" / WEIGHTS)
 

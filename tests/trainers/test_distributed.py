@@ -32,10 +32,7 @@ FRAGILE = '''
 import os, signal
 from pathlib import Path
 from nnunet_genesis.finetuning import nnUNetTrainerGenesisFinetune
-from nnunet_genesis.pretraining.restoration_log import RestorationLog
 from nnunet_genesis.pretraining.trainer import nnUNetTrainerGenesisPretrain
-
-RestorationLog.plot_progress_png = lambda self, folder: None  # takes longer than an epoch
 
 class Signalled:
     """A file names a signal that a process gets, once, before a step of an epoch."""
@@ -53,7 +50,11 @@ class Signalled:
         (Path(self.output_folder) / f"writes_{self.local_rank}").write_text(str(self.output_folder_base))
 
 class nnUNetTrainerGenesisFragile(Signalled, nnUNetTrainerGenesisPretrain):
-    """In double precision: AdamW makes steps of rounding errors."""
+    """In double precision: AdamW makes steps of rounding errors. Without curves, which take longer than an epoch."""
+
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.logger.local_logger.plot_progress_png = lambda folder: None
 
     @staticmethod
     def build_network_architecture(plans_manager, configuration_manager, *others):
