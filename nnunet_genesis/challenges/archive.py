@@ -86,6 +86,8 @@ def write_archive(submission: Submission, predictions: Path, archive: Path, proc
     Raises:
         DatasetError: The archive cannot be written.
     """
+    if archive.is_dir() or not archive.parent.is_dir():
+        raise DatasetError(f"{archive} cannot be written: name a file (-o) in a folder that exists.")
     found = [*submission.missing, *_surplus_predictions(submission, predictions, archive)]
     with writing(archive), tempfile.TemporaryDirectory(prefix=".incomplete_", dir=archive.parent) as shelf:
         jobs = [_Job(wanted, archive, Path(shelf)) for wanted in submission.wanted]

@@ -131,6 +131,13 @@ def test_the_command_writes_and_checks(liver, tmp_path, capsys):
     assert run_genesis("submission", "msd", *where, "-o", archive) == 1
 
 
+@pytest.mark.parametrize("name", ["missing/submission.zip", "."])
+def test_an_archive_is_a_file_in_a_folder(liver, name):
+    download, predictions, archive = liver
+    with pytest.raises(DatasetError, match="name a file"):
+        attempt(msd.plan_submission, predictions, download.parent, archive.parent / name)
+
+
 def test_the_same_predictions_give_the_same_bytes(liver, tmp_path):
     task, predictions, archive = liver
     assert attempt(msd.plan_submission, predictions, task, archive) == []
