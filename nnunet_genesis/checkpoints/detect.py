@@ -189,8 +189,9 @@ def _from_primus(weights: dict[str, torch.Tensor], content: Mapping[str, Any]) -
     validated = transformers.validate_primus(tensors, others, block)
     arguments = validated.architecture["arch_kwargs"]
     facts["patch_size"] = arguments["input_shape"]
-    if turned and _may_be_turned(validated.architecture):
-        facts["turned"], notes = True, (nnssl.TURNED, *notes)
+    if turned:
+        facts["turned"] = _may_be_turned(validated.architecture)
+        notes = (nnssl.TURNED if facts["turned"] else nnssl.NOT_TURNED, *notes)
     return _network(validated, kind, *notes, **facts)
 
 

@@ -44,6 +44,18 @@ def holds(source: PretrainedNetwork, network: nn.Module) -> bool:
     )
 
 
+def test_nnssl_s_numbering_is_told_where_it_cannot_be_undone():
+    network = build_primus(primus_block(patch=(16, 24, 24), **SMALL), classes=1)
+    content = nnssl_file("PrimusM", None, OfNnssl(network, (2, 3, 3), 6, decoder=1).state_dict())
+    content["nnssl_adaptation_plan"] |= {"key_to_encoder": "eva", "key_to_stem": "down_projection",
+                                         "keys_to_in_proj": ("down_projection.proj",), "key_to_lpe": "eva.pos_embed",
+                                         "recommended_downstream_patchsize": (16, 24, 24)}  # fmt: skip
+    source = detect(content)
+    assert not source.turned
+    assert "cannot be undone" in " ".join(source.notes)
+    assert "cannot be undone" not in " ".join(detect(content | {"trainer_name": "SimMIMEvaTrainer"}).notes)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("trainer", ["nnUNetTrainerGenesisPretrain", "nnUNetTrainerGenesisFinetune"])
 def test_our_own_trainings(tmp_path: Path, kind, trainer):

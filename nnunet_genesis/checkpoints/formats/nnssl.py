@@ -25,6 +25,10 @@ TURNED = (
     "nnssl's masked autoencoders number the tokens of a patch with its first two axes swapped, nnU-Net's Primus does "
     "not: a transfer swaps positions, and what they rotate, accordingly"
 )
+NOT_TURNED = (
+    "nnssl's masked autoencoders number the tokens of a patch with its first two axes swapped, which cannot be undone "
+    "where these have different edges, as here: weights are carried, but positions mean others than in that training"
+)
 INCOMPLETE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, StopIteration)
 
 
