@@ -74,23 +74,16 @@ class PreprocessingReport:
 
 
 def preprocess(
-    dataset: str,
-    plans_name: str,
-    configuration: str,
-    *,
-    shard: Shard = EVERYTHING,
-    processes: int = 1,
+    dataset: str, plans_name: str, configuration: str, *, shard: Shard = EVERYTHING, processes: int = 1,
     progress: bool = True,
-) -> PreprocessingReport:
+) -> PreprocessingReport:  # fmt: skip
     """Preprocess the images of a raw dataset without reading labels.
 
     Transposes, crops to nonzero, normalises, resamples and stores like `nnUNetv2_preprocess`, whose files stock
     trainers can read. Masks in the raw dataset's `ignoreTr` mark what pre-training ignores. Finished cases are skipped
     unless their mask has changed; a killed run loses at most the unfinished cases. A case that fails is reported, also
     in `<data identifier>_preprocessing.json` beside the folder, and stops nothing. The folder's index is written last,
-    not by a shard.
-
-    Shards may run at the same time, in any order and again; a run of everything does what is missing.
+    not by a shard. Shards may run at the same time, in any order and again; a run of everything does what is missing.
 
     Args:
         dataset: Name of the dataset in `nnUNet_raw`.
@@ -110,30 +103,18 @@ def preprocess(
     base = folder.parent
     cases = raw_cases(dataset, description)
     masks = masks_of(dataset, cases, description["file_ending"])
-    record = Record(
-        base / f"{folder.name}_preprocessing.json", base / LOCKS / folder.name, _made_by(plans, configuration)
-    )
+    path = base / f"{folder.name}_preprocessing.json"
+    record = Record(path, base / LOCKS / folder.name, _made_by(plans, configuration))
     mine = share_of(list(cases), shard)
-
     with claimed(record.locks, shard):
         record.begin(folder, shard)
         workshop = _fresh_workshop(folder, shard)
-        plans_file, dataset_file = str(base / f"{plans_name}.json"), str(base / "dataset.json")
+        files = str(base / f"{plans_name}.json"), configuration, str(base / "dataset.json"), str(folder), str(workshop)
         unfinished = [
-            Job(
-                case,
-                tuple(cases[case]),
-                plans_file,
-                configuration,
-                dataset_file,
-                str(folder),
-                str(workshop),
-                masks.get(case),
-            )
+            Job(case, tuple(cases[case]), *files, masks.get(case))
             for case in mine
             if not is_finished(folder, case, masks.get(case))
         ]
-        _clear(folder, unfinished)
         report = PreprocessingReport(folder, already_there=len(mine) - len(unfinished))
         _work(unfinished, report, processes, progress)
         shutil.rmtree(workshop, ignore_errors=True)
@@ -217,6 +198,7 @@ def _clear(folder: Path, jobs: list[Job]) -> None:
 
 def _work(jobs: list[Job], report: PreprocessingReport, processes: int, progress: bool) -> None:
     """Preprocess the cases and enter into the report what became of each."""
+    _clear(report.folder, jobs)
     with tqdm(total=len(jobs), desc=f"Preprocessing {report.folder.name}", unit="case", disable=not progress) as bar:
         for job, result in each_case(preprocess_case, jobs, processes):
             if isinstance(result, Exception):

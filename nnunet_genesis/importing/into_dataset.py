@@ -59,18 +59,9 @@ class ImportJob:
 
 
 def import_scans(
-    sources: Sequence[Path],
-    raw: Path,
-    dataset_id: int,
-    name: str,
-    channels: Sequence[str],
-    *,
-    flat: bool = False,
-    link: bool = False,
-    shard: Shard = EVERYTHING,
-    processes: int = 1,
-    progress: bool = True,
-) -> ImportReport:
+    sources: Sequence[Path], raw: Path, dataset_id: int, name: str, channels: Sequence[str], *, flat: bool = False,
+    link: bool = False, shard: Shard = EVERYTHING, processes: int = 1, progress: bool = True,
+) -> ImportReport:  # fmt: skip
     """Make or extend the dataset `raw/DatasetXXX_Name` from scans without labels.
 
     Gzipped NIfTI files are copied as they are; all other formats are converted, geometry kept. 2D images become

@@ -51,14 +51,9 @@ class Case:
 
 
 def restore_scans(
-    checkpoint: str | Path,
-    sources: Sequence[Path],
-    folder: Path,
-    *,
-    device: str = "cpu",
-    hide: int = 0,
+    checkpoint: str | Path, sources: Sequence[Path], folder: Path, *, device: str = "cpu", hide: int = 0,
     progress: bool = True,
-) -> RestoreReport:
+) -> RestoreReport:  # fmt: skip
     """Restore scans; one at a time is in memory. Files of an earlier run are written again.
 
     For each case `CASE_restored.nii.gz` (with several channels `CASE_restored_0000.nii.gz`, …) in the intensities of
