@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import resource
 import shutil
 import struct
 import zipfile
@@ -16,9 +14,9 @@ import SimpleITK as sitk
 
 from nnunet_genesis.challenges import archive as archives
 from nnunet_genesis.challenges import brats, lits, msd
-from nnunet_genesis.challenges.archive import check_archive, write_archive
+from nnunet_genesis.challenges.archive import check_archive
 from nnunet_genesis.errors import DatasetError
-from tests.challenges.conftest import make, read
+from tests.challenges.conftest import attempt, make, predict_msd, read
 from tests.challenges.layouts import (
     MSD,
     ORIGIN,
@@ -35,23 +33,6 @@ from tests.conftest import run_genesis
 BRATS_SPACE = {"spacing": (1.0, 1.0, 1.0), "origin": (0.0, -239.0, 0.0)}
 
 
-def predict_msd(folder: Path, task: str = "Task03_Liver") -> Path:
-    """What nnUNetv2_predict leaves for a task: all test cases, and files of its own."""
-    _, named, _, tests = MSD[task]
-    for case in tests:
-        write(labels(range(1, len(named) + 1)), folder / task / f"{case}.nii.gz")
-    for name in (
-        "dataset.json",
-        "plans.json",
-        "predict_from_raw_data_args.json",
-        "liver_132.npz",
-        "liver_132.pkl",
-        "._x",
-    ):
-        (folder / task / name).write_text("{}")
-    return folder
-
-
 def members(archive: Path) -> list[str]:
     with zipfile.ZipFile(archive) as opened:
         return opened.namelist()
@@ -61,16 +42,6 @@ def member(archive: Path, name: str, folder: Path) -> sitk.Image:
     with zipfile.ZipFile(archive) as opened:
         (folder / Path(name).name).write_bytes(opened.read(name))
     return sitk.ReadImage(str(folder / Path(name).name))
-
-
-def attempt(plan, predictions, images, archive, partial=True):
-    return write_archive(plan(predictions, images, partial), predictions, archive, progress=False)
-
-
-@pytest.fixture
-def liver(tmp_path):
-    """Download, predictions and archive of one task."""
-    return write_msd(tmp_path / "MSD"), predict_msd(tmp_path / "predictions"), tmp_path / "submission.zip"
 
 
 def test_ten_tasks_become_one_archive(tmp_path):
@@ -277,113 +248,6 @@ def test_labels_of_brats_without_a_meaning_are_not_guessed(tmp_path, raw):
         brats.plan_submission(predictions, download)
     with pytest.raises(DatasetError, match="no case of BraTS from 2017 on"):
         brats.plan_submission(None, download / "BraTS2021_Training_Data")
-
-
-# archives of other origin
-
-
-@pytest.fixture
-def archive(liver):
-    task, predictions, archive = liver
-    assert attempt(msd.plan_submission, predictions, task, archive) == []
-    return archive
-
-
-def repack(archive: Path, changes: dict[str, bytes | None], more: list[tuple[str, bytes]] = ()) -> None:  # type: ignore[assignment]
-    """Write the archive again with other contents of members (None: without), and further members."""
-    with zipfile.ZipFile(archive) as opened:
-        content = {name: opened.read(name) for name in opened.namelist()} | changes
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
-        for name, data in [*content.items(), *more]:
-            if data is not None:
-                opened.writestr(name, data)
-
-
-def checked(archive: Path) -> list[str]:
-    return check_archive(msd.plan_submission(None, archive.parent / "MSD", True), archive, progress=False)
-
-
-def nifti(folder: Path, array: np.ndarray, **geometry) -> bytes:
-    return write(array, folder / "member.nii.gz", **geometry).read_bytes()
-
-
-FIRST, SECOND = "Task03_Liver/liver_132.nii.gz", "Task03_Liver/liver_200.nii.gz"
-
-
-def test_an_archive_is_checked_by_the_same_rules(archive, tmp_path):
-    good = nifti(tmp_path, labels([1, 2]))
-    repack(archive, {FIRST: nifti(tmp_path, labels([1, 4]), spacing=(1, 1, 1)), SECOND: None},
-           [("Task03_Liver/liver_141.nii.gz", good), ("Task03_Liver/", b""), ("__MACOSX/._x", b"")])  # fmt: skip
-    assert checked(archive) == [
-        "Task03_Liver/liver_141.nii.gz: surplus", "__MACOSX/._x: surplus",
-        f"{FIRST}: its spacing is 1, 1, 1, that of the test image 0.7, 0.8, 2.5",
-        f"{FIRST}: it holds the label 4; there are 0, 1, 2", f"{SECOND}: missing",
-    ]  # fmt: skip
-    repack(archive, {FIRST: nifti(tmp_path, labels([1, 2]).astype(np.int16)), SECOND: good})
-    assert f"{FIRST}: its voxels are 16-bit signed integer, not 8-bit unsigned integers" in checked(archive)
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_hostile_archives_are_named_and_leave_nothing_behind(archive, tmp_path):
-    bomb = nifti(tmp_path, np.zeros((32, 300, 300), np.uint8))
-    repack(
-        archive,
-        {FIRST: bomb, SECOND: bytes(3 << 20)},
-        [("../../escaped.nii.gz", b"x"), ("/etc/x", b"x"), (FIRST, b"x")],
-    )
-    before = sorted(path.name for path in tmp_path.parent.iterdir())
-    wrong = checked(archive)
-    assert f"{FIRST}: is in the archive twice" in wrong
-    assert "../../escaped.nii.gz: surplus" in wrong
-    assert "/etc/x: surplus" in wrong
-    assert f"{SECOND}: is larger than an image of its size" in wrong
-    assert sorted(path.name for path in tmp_path.parent.iterdir()) == before
-    repack(archive, {FIRST: bomb, SECOND: b"no image"})
-    assert checked(archive)[-2] == f"{FIRST}: holds more data than an image of this size has"
-    assert checked(archive)[-1] == f"{SECOND}: is no NIfTI file, although its name says so"
-
-
-def test_members_are_not_unpacked_beyond_the_size_of_their_image(archive):
-    repack(archive, {FIRST: bytes(30 << 20)})
-    plan = msd.plan_submission(None, archive.parent / "MSD", True)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, hard))  # of a file that is written
-    try:
-        wrong = check_archive(plan, archive, progress=False)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert wrong == [f"{FIRST}: is larger than an image of its size"]
-
-
-def test_lists_of_very_many_files_are_not_read(archive, tmp_path):
-    with zipfile.ZipFile(archive, "a") as opened:
-        for number in range(60):
-            opened.writestr(f"{number}\33[2J", b"")
-    wrong = checked(archive)
-    assert "10 more surplus files" in wrong
-    assert not any("\33" in line for line in wrong)
-    data = archive.read_bytes()
-    at = data.rindex(b"PK\5\6")
-    archive.write_bytes(data[: at + 12] + struct.pack("<L", 5 << 20) + data[at + 16 :])
-    with pytest.raises(DatasetError, match="more files, or larger ones"):
-        checked(archive)
-    archive.write_bytes(data[:at] + b"PK\6\7" + bytes(16) + data[at:])
-    with pytest.raises(DatasetError, match="more files, or larger ones"):
-        checked(archive)
-    for wrong_file in (b"", b"PK", data[:at], data[:4] + bytes(30) + data[at:]):
-        archive.write_bytes(wrong_file)
-        with pytest.raises(DatasetError, match="no zip file"):
-            checked(archive)
-
-
-def test_encrypted_and_damaged_members_are_named(archive):
-    data = bytearray(archive.read_bytes())
-    entry = data.index(b"PK\1\2")
-    data[entry + 8] |= 1  # the flag of encryption
-    with zipfile.ZipFile(io.BytesIO(bytes(data))) as opened:
-        assert opened.infolist()[0].flag_bits & 1
-    archive.write_bytes(bytes(data))
-    assert checked(archive)[0].startswith(f"{FIRST}: cannot be unpacked")
 
 
 def test_test_images_that_could_not_be_used_are_still_wanted(liver, raw, tmp_path):
