@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from nnunet_genesis.challenges.archive import Submission, Wanted
+from nnunet_genesis.challenges.case_log import REPORT, CaseLog
 from nnunet_genesis.challenges.download import CASE_NAME, CHALLENGE, Case, Download, files_below, once
-from nnunet_genesis.errors import DatasetError
+from nnunet_genesis.errors import DatasetError, printable
 from nnunet_genesis.files import read_json
 
 NAME = "brats"
@@ -216,7 +217,7 @@ def plan_submission(predictions: Path | None, images: Path, partial: bool = Fals
     Args:
         predictions: Folder with a file for each case, and dataset.json; None to check an archive.
         images: Folder with the cases to segment, as downloaded or as nnU-Net's images; cases with a label are none.
-        partial: Of no effect: the cases are those in `images`.
+        partial: Do without the test cases that were left out of the dataset that `images` is.
 
     Raises:
         DatasetError: There is no case, there are cases of several years, or labels have no known meaning.
@@ -236,14 +237,28 @@ def plan_submission(predictions: Path | None, images: Path, partial: bool = Fals
     if len(years) != 1 or cases <= labeled:
         what = "cases of several years" if len(years) > 1 else "no case of BraTS from 2017 on"
         raise DatasetError(f"{images} has {what} to segment. Name a folder with the cases of one year, or imagesTs.")
-    values = _to_challenge(predictions, EDITIONS[years.pop()])
+    (year,) = years
+    values = _to_challenge(predictions, EDITIONS[year])
     folder = predictions or Path()
     return Submission(
         tuple(
             Wanted(f"{case}.nii.gz", folder / f"{case}.nii.gz", found.get(case), values)
             for case in sorted(cases - labeled)
-        )
+        ),
+        missing=() if partial else _left_out({file.parent for file in found.values()}, year),
     )
+
+
+def _left_out(folders: Iterable[Path], years: str) -> tuple[str, ...]:
+    """A line for each test case that could not become one of the datasets whose folders of images these are."""
+    lines = []
+    for dataset in sorted({folder.parent for folder in folders if folder.name == "imagesTs"}):
+        if (dataset / REPORT).is_file():
+            for case, record in sorted(CaseLog.read(dataset, f"{NAME} {years}").cases.items()):
+                if record.reason and case.startswith("imagesTs/"):
+                    name = printable(case.removeprefix("imagesTs/"), 80)
+                    lines.append(f"{name}.nii.gz: left out of {dataset.name} ({printable(record.reason, 200)})")
+    return tuple(lines)
 
 
 def _to_challenge(predictions: Path | None, edition: Edition) -> dict[int, int]:

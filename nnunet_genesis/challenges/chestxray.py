@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from nnunet_genesis.challenges.download import files_below
+from nnunet_genesis.challenges.download import files_below, once
 from nnunet_genesis.challenges.unlabeled import Selection
 from nnunet_genesis.errors import DatasetError, printable
 
@@ -33,8 +33,8 @@ def find_images_of(source: Path) -> Selection:
         source: Folder with the two lists and the images, in folders such as `images_001/images` or all in one.
 
     Raises:
-        DatasetError: A list is missing, names something else than images, or both name the same image; or no image of
-            the first list is there.
+        DatasetError: A list is missing, names something else than images, or both name the same image; an image is
+            there twice, or no image of the first list is there.
     """
     listed, test = official_split(source)
     files = images_below(source)
@@ -76,11 +76,15 @@ def official_split(source: Path) -> tuple[list[str], list[str]]:
 
 
 def images_below(source: Path) -> dict[str, Path]:
-    """Name → file of the images below a folder."""
+    """Name → file of the images below a folder.
+
+    Raises:
+        DatasetError: An image is there twice: which of the files is meant is not known.
+    """
     found: dict[str, Path] = {}
     for file in files_below(source):
         if IMAGE.fullmatch(file.name):
-            found.setdefault(file.name, file)
+            once(found, file.name, file)
     return found
 
 

@@ -12,6 +12,9 @@ from nnunet_genesis.commands.leakage import leaks_in_words
 from nnunet_genesis.commands.parsing import add_checkpoint, add_command, left_out, share
 from nnunet_genesis.errors import GenesisError
 
+OF_WEIGHTS = ("axes", "resize_widths", "new_heads")
+"""Arguments of `transfer` that say how weights are carried."""
+
 
 def add_inspect(commands: Any) -> None:
     """Add the command `inspect`."""
@@ -88,6 +91,10 @@ def _transfer(chosen: argparse.Namespace) -> int:
 
     if (chosen.checkpoint is None) == (not chosen.from_scratch):
         raise GenesisError("Name a checkpoint, or --from-scratch for the control arm, and not both.")
+    if chosen.from_scratch and (idle := [name for name in OF_WEIGHTS if getattr(chosen, name)]):
+        raise GenesisError(
+            f"--{idle[0].replace('_', '-')} is about weights, and --from-scratch carries none. Leave it out."
+        )
     if chosen.allow_leaks and chosen.fold is None:
         raise GenesisError("--allow-leaks needs --fold: nothing is looked for without it.")
     default = f"{chosen.p}_{'scratch' if chosen.from_scratch else 'genesis'}"

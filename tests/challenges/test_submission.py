@@ -217,6 +217,17 @@ def test_labels_of_brats_21_go_there_and_back(tmp_path, raw, regions):
     assert np.array_equal(np.vectorize(to_challenge.get)(training), labels([1, 2, 4]))
 
 
+def test_a_test_case_that_was_left_out_of_the_dataset_is_missed(tmp_path, raw):
+    download = write_brats21(tmp_path)
+    next(download.rglob("BraTS2021_00013_t1ce.nii.gz")).write_bytes(b"no image")
+    predictions = predict_brats(download, tmp_path / "p", raw, ["BraTS2021_00001"])
+    (line,) = attempt(brats.plan_submission, predictions, raw, tmp_path / "brats.zip", partial=False)
+    assert line.startswith("BraTS2021_00013.nii.gz: left out of Dataset003_BraTS2021 (")
+    plan = brats.plan_submission(predictions, raw, partial=True)
+    assert [wanted.member for wanted in plan.wanted] == ["BraTS2021_00001.nii.gz"]
+    assert plan.missing == ()
+
+
 def test_labels_are_those_of_the_year_of_the_test_cases(tmp_path, raw):
     """A model of 2021 on cases of 2023."""
     predictions = predict_brats(

@@ -159,6 +159,15 @@ def test_lists_that_protect_nothing_are_refused(source, file, content, expected)
         find_images_of(source)
 
 
+def test_an_image_that_is_there_twice_is_refused(source):
+    write_chestxray(source)
+    image = images_below(source)[PICTURES[0]]
+    (source / "copies").mkdir()
+    (source / "copies" / image.name).write_bytes(image.read_bytes())
+    with pytest.raises(DatasetError, match=f"{PICTURES[0]} and .* are the same case"):
+        find_images_of(source)
+
+
 def test_findings_are_those_of_the_table(source):
     write_chestxray(source)
     found = findings(source)

@@ -30,6 +30,9 @@ def test_transfer_mistakes(transferred: Path, genesis, capsys):
         ((checkpoint, "-d", 4, "-c", "3d_fullres", "--warmup", 5, "--epochs", 5), r"\"warmup\" \(5\) must be below"),
         (("gone.pth", "-d", 4, "-c", "3d_fullres"), "gone.pth does not exist"),
         (("-d", 4, "-c", "3d_fullres"), "Name a checkpoint, or --from-scratch"),
+        (("--from-scratch", "-d", 4, "-c", "3d_fullres", "--axes", "xyz"), "--axes is about weights"),
+        (("--from-scratch", "-d", 4, "-c", "3d_fullres", "--resize-widths"), "--resize-widths is about weights"),
+        (("--from-scratch", "-d", 4, "-c", "3d_fullres", "--new-heads"), "--new-heads is about weights"),
         ((checkpoint, "-d", 4, "-c", "3d_fullres", "--to", "nnUNetPlans"), "would be overwritten"),
         ((checkpoint, "-d", 4, "-c", "3d_fullres", "--to", "a/b"), '"a/b" cannot name plans'),
     ]:
