@@ -14,18 +14,18 @@ FLAGS = {"learning_rate": "--lr"}
 def add_flags(parser: Any, kind: Any, names: Iterable[str] = (), prefix: str = "") -> None:
     """One flag per declared setting: `--cutout-windows` for `windows` of `cutout_`; the default is not filled in."""
     for declared in fields(kind):
-        if "text" not in declared.metadata or (names and declared.name not in names):
+        if not declared.metadata.get("flag") or (names and declared.name not in names):
             continue
         default: Any = declared.default
-        names_of_cases, pair = default == (), isinstance(default, tuple) and default != ()
+        listed, pair = default == (), isinstance(default, tuple) and default != ()
         values = tuple(dict.fromkeys(default)) if pair else (default,)
         shown = "" if default in (None, ()) else f" ({' '.join(map(str, values))})"
-        flexible = names_of_cases or declared.metadata["per_axis"] or (pair and len(values) == 1)
+        flexible = listed or declared.metadata["per_axis"] or (pair and len(values) == 1)
         parser.add_argument(
             FLAGS.get(declared.name, "--" + (prefix + declared.name).replace("_", "-")),
             dest=prefix + declared.name,
             default=argparse.SUPPRESS,
-            type=str if names_of_cases else float if default is None else type(values[0]),
+            type=declared.metadata["entries"] if listed else float if default is None else type(values[0]),
             nargs="+" if flexible else 2 if pair else None,
             choices=declared.metadata["choices"] or None,
             metavar=_placeholder(declared),
@@ -35,7 +35,7 @@ def add_flags(parser: Any, kind: Any, names: Iterable[str] = (), prefix: str = "
 
 def _placeholder(declared: Any) -> Any:
     if declared.default == ():
-        return "CASE"
+        return "CASE" if declared.metadata["entries"] is str else "X"
     if isinstance(declared.default, tuple):
         return ("LOW", "HIGH")
     return None if declared.metadata["choices"] else "X" if isinstance(declared.default, float | None) else "N"

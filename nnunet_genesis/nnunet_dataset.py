@@ -101,6 +101,15 @@ def configuration_of(plans: Mapping[str, Any], configuration: str) -> Any:
     return PlansManager(dict(plans)).get_configuration(configuration)
 
 
+def made_by(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
+    """What of the plans decides how a preprocessed volume looks."""
+    chosen = configuration_of(plans, configuration).configuration
+    keys = ("preprocessor_name", "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data",
+            "resampling_fn_data_kwargs")  # fmt: skip
+    everywhere = ("image_reader_writer", "transpose_forward", "foreground_intensity_properties_per_channel")
+    return {key: chosen.get(key) for key in keys} | {key: plans.get(key) for key in everywhere}
+
+
 def encoder_stride(plans: Mapping[str, Any], configuration: str) -> tuple[int, ...]:
     """Voxels of the patch for one of the network's bottleneck, along each axis of the patch.
 

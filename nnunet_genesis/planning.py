@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from nnunet_genesis.nnunet_dataset import (
 )
 from nnunet_genesis.plans_checks import check_configuration_block, check_plans
 from nnunet_genesis.resources import plans_folder
-from nnunet_genesis.settings import PretrainingSettings
+from nnunet_genesis.settings import PretrainingSettings, by_dataset, named
 
 PLANS_NAME = "nnUNetGenesisPlans"
 FLAT_READER = "NaturalImage2DIO"
@@ -52,7 +53,7 @@ def plan_like(
         target: Name of the labeled, already planned dataset.
         target_plans: Name of the target's plans.
         plans_name: Name of the plans to write.
-        settings: Pre-training settings for the genesis block.
+        settings: Pre-training settings for the genesis block. Further datasets that they name get plans, too.
         change: Plans of the target, which it leaves alone → plans to write, e.g. with another network.
 
     Returns:
@@ -62,23 +63,33 @@ def plan_like(
         DatasetError: Something is missing, channel names or their number differ, the plans are not as nnU-Net needs
             them, or cannot have that name.
     """
-    dataset_json = read_dataset_json(dataset)
+    datasets = (dataset, *settings.datasets)
+    descriptions = {name: read_dataset_json(name) for name in datasets}
     plans = read_plans(target, target_plans)
     for configuration in plans["configurations"]:
         check_configuration(plans, configuration)
-    ours, theirs = channel_names(dataset_json), channel_names(read_dataset_json(target))
-    if [name.casefold() for name in ours] != [name.casefold() for name in theirs]:
-        raise DatasetError(
-            f"The channels of {dataset} are {', '.join(ours)}, those of {target} are {', '.join(theirs)}. They must be "
-            "the same, in the same order: import the scans again with --channels " + ",".join(theirs)
-        )
-    if plans_name == target_plans and dataset == target:
+    theirs = channel_names(read_dataset_json(target))
+    for name, description in descriptions.items():
+        _refuse_other_channels(name, channel_names(description), target, theirs)
+    if plans_name == target_plans and target in datasets:
         raise DatasetError(f"The plans {plans_name} of {target} would be overwritten. Name others with -p.")
+    changed = change(plans)
     return _write(
-        _adapted(change(plans), dataset, dataset_json, plans_name, keep_data=dataset == target),
-        dataset_json,
+        {
+            name: _adapted(changed, name, description, plans_name, keep_data=name == target)
+            for name, description in descriptions.items()
+        },
+        descriptions,
         settings,
     )
+
+
+def _refuse_other_channels(dataset: str, ours: list[str], other: str, theirs: list[str]) -> None:
+    if [name.casefold() for name in ours] != [name.casefold() for name in theirs]:
+        raise DatasetError(
+            f"The channels of {dataset} are {', '.join(ours)}, those of {other} are {', '.join(theirs)}. They must be "
+            "the same, in the same order: import the scans again with --channels " + ",".join(theirs)
+        )
 
 
 def plan_from_template(
@@ -102,8 +113,10 @@ def plan_from_template(
     check_plans(plans, f"The plans template {path}")
     for configuration in plans["configurations"]:
         check_configuration_block(plans, configuration, f"The plans template {path}")
-    dataset_json = read_dataset_json(dataset)
-    channels = channel_names(dataset_json)
+    descriptions = {name: read_dataset_json(name) for name in (dataset, *settings.datasets)}
+    channels = channel_names(descriptions[dataset])
+    for name, description in descriptions.items():
+        _refuse_other_channels(name, channel_names(description), dataset, channels)
     statistics = plans.get("foreground_intensity_properties_per_channel", {})
     for number, channel in enumerate(channels):
         if channel.casefold() == "ct" and str(number) not in statistics:
@@ -124,24 +137,34 @@ def plan_from_template(
         for key in ("normalization_schemes", "use_mask_for_norm"):
             if key in configuration:
                 configuration[key] = [configuration[key][0]] * len(channels)
-    return _write(_adapted(plans, dataset, dataset_json, plans_name, keep_data=False), dataset_json, settings)
+    return _write(
+        {
+            name: _adapted(plans, name, description, plans_name, keep_data=False)
+            for name, description in descriptions.items()
+        },
+        descriptions,
+        settings,
+    )
 
 
-def of_fold(dataset: str, target: str, target_plans: str, fold: int) -> tuple[list[str], list[str]]:
-    """Validation cases of a fold of `target`: those that `dataset` has under the same name, and those it has not.
+def of_fold(datasets: Sequence[str], target: str, target_plans: str, fold: int) -> tuple[list[str], list[str]]:
+    """Validation cases of a fold of `target`: those that datasets have under the same name, and those that none has.
+
+    The first are named as settings have them: with the name of their dataset, unless it is the first one.
 
     Raises:
-        DatasetError: It has none of them: there are no names to leave out of the pre-training.
+        DatasetError: There are none of them: no names to leave out of the pre-training.
     """
-    wanted, known = validation_cases(read_plans(target, target_plans), fold), _names_of_cases(dataset)
-    there = [case for case in wanted if case in known]
+    wanted = validation_cases(read_plans(target, target_plans), fold)
+    known = {"" if number == 0 else dataset: _names_of_cases(dataset) for number, dataset in enumerate(datasets)}
+    there = [named(dataset, case) for dataset, cases in known.items() for case in wanted if case in cases]
     if not there:
         raise DatasetError(
-            f"{dataset} has no case with the name of a validation case of fold {fold} of {target}, e.g. {wanted[0]}: "
-            "there is nothing to leave out by name. Plan without --fold, or name the cases that are the same images "
-            "with --exclude; nnunet_genesis leaks finds them after the pre-training."
+            f"No case of {' or '.join(datasets)} has the name of a validation case of fold {fold} of {target}, e.g. "
+            f"{wanted[0]}: there is nothing to leave out by name. Plan without --fold, or name the cases that are the "
+            "same images with --exclude; nnunet_genesis leaks finds them after the pre-training."
         )
-    return there, [case for case in wanted if case not in known]
+    return there, [case for case in wanted if not any(case in cases for cases in known.values())]
 
 
 def _names_of_cases(dataset: str) -> set[str]:
@@ -198,26 +221,59 @@ def _reader(planned: str, dataset: str, dataset_json: dict[str, Any]) -> str:
     return str(chosen.__name__)
 
 
-def _write(plans: dict[str, Any], dataset_json: dict[str, Any], settings: PretrainingSettings) -> Path:
-    """Write everything that preprocessing and training read; files of nnU-Net that exist are kept."""
-    path = new_plans_file(plans["dataset_name"], plans["plans_name"], "pretraining")
-    if settings.exclude and (unknown := set(settings.exclude) - _names_of_cases(plans["dataset_name"])):
-        raise DatasetError(
-            f"{plans['dataset_name']} has no case {printable(min(unknown), 80)}, which is to be excluded: a name that "
-            "is not there protects nothing. Correct the names."
-        )
-    folder = path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "dataset_fingerprint.json").is_file():
-        write_json(_fingerprint(plans, dataset_json), folder / "dataset_fingerprint.json")
-    if not has_labels(plans["dataset_name"]) or not (folder / "dataset.json").is_file():
-        write_json(dataset_json, folder / "dataset.json")
-    splits = nnunet_folder("nnUNet_raw") / plans["dataset_name"] / SPLITS
-    if splits.is_file() and not (folder / SPLITS).is_file():  # as nnU-Net's planning does
-        with written_atomically(folder / SPLITS) as temporary:
-            shutil.copyfile(splits, temporary)
-    write_json(plans | {"genesis": {"pretraining": settings.block()}}, path)
-    return path
+@dataclass(frozen=True)
+class _Files:
+    """What is to be written for one dataset."""
+
+    path: Path
+    plans: dict[str, Any]
+    description: dict[str, Any]
+    fingerprint: dict[str, Any] | None
+    """None where there is one."""
+
+    def write(self) -> None:
+        """Write everything that preprocessing and training read; files of nnU-Net that exist are kept."""
+        folder, dataset = self.path.parent, self.plans["dataset_name"]
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.fingerprint is not None:
+            write_json(self.fingerprint, folder / "dataset_fingerprint.json")
+        if not has_labels(dataset) or not (folder / "dataset.json").is_file():
+            write_json(self.description, folder / "dataset.json")
+        splits = nnunet_folder("nnUNet_raw") / dataset / SPLITS
+        if splits.is_file() and not (folder / SPLITS).is_file():  # as nnU-Net's planning does
+            with written_atomically(folder / SPLITS) as temporary:
+                shutil.copyfile(splits, temporary)
+        write_json(self.plans, self.path)
+
+
+def _write(
+    plans: Mapping[str, dict[str, Any]], descriptions: Mapping[str, dict[str, Any]], settings: PretrainingSettings
+) -> Path:
+    """Write plans into each dataset, after all checks of all; the file of the first, which is trained."""
+    first = next(iter(plans))
+    excluded = by_dataset(settings.exclude)
+    files = []
+    for dataset, own in plans.items():
+        path = new_plans_file(dataset, own["plans_name"], "pretraining")
+        left_out = excluded.pop("" if dataset == first else dataset, [])
+        if left_out and (unknown := set(left_out) - _names_of_cases(dataset)):
+            raise _nothing_to_exclude(dataset, min(unknown))
+        there = (path.parent / "dataset_fingerprint.json").is_file()
+        fingerprint = None if there else _fingerprint(own, descriptions[dataset])
+        block = (settings if dataset == first else settings.of_further(dataset)).block()
+        files.append(_Files(path, own | {"genesis": {"pretraining": block}}, descriptions[dataset], fingerprint))
+    for dataset, cases in excluded.items():
+        raise _nothing_to_exclude(" or ".join(plans), named(dataset, cases[0]))
+    for one in reversed(files):  # that which is trained last: its plans name the others
+        one.write()
+    return files[0].path
+
+
+def _nothing_to_exclude(dataset: str, case: str) -> DatasetError:
+    return DatasetError(
+        f"{dataset} has no case {printable(case, 80)}, which is to be excluded: a name that is not there protects "
+        "nothing. Correct the names."
+    )
 
 
 def raw_cases(dataset: str, dataset_json: dict[str, Any]) -> dict[str, list[str]]:

@@ -163,7 +163,8 @@ def _are_configurations(blocks: Any) -> bool:
     return few and all(is_plain_name(name) and _is_block(block) for name, block in blocks.items())
 
 
-def _is_name_of_dataset(name: Any) -> bool:
+def is_name_of_dataset(name: Any) -> bool:
+    """Whether nnU-Net takes it for the name of a dataset, e.g. Dataset004_Hippocampus."""
     return is_plain_name(name) and bool(NAME_OF_DATASET.fullmatch(name))
 
 
@@ -244,7 +245,7 @@ PER_CHANNEL = f"a list with an entry for each channel, at most {MOST_CHANNELS:,}
 
 OF_PLANS: list[Rule] = [
     ("plans_name", is_plain_name, "a name without separators of folders"),
-    ("dataset_name", _is_name_of_dataset, "a name such as Dataset004_Hippocampus"),
+    ("dataset_name", is_name_of_dataset, "a name such as Dataset004_Hippocampus"),
     ("configurations", _are_configurations, f"a block of at most {MOST_CONFIGURATIONS} blocks, named as files may be"),
     ("image_reader_writer", _is_text, "the name of a class of nnU-Net"),
 ]

@@ -23,6 +23,7 @@ from nnunet_genesis.importing.read import check_nifti
 from nnunet_genesis.nnunet_dataset import (
     configuration_of,
     has_labels,
+    made_by,
     preprocessed_folder,
     preprocessing_command,
     read_dataset_json,
@@ -99,12 +100,12 @@ def preprocess(
         GenesisError: Another run is at work on some of these cases.
     """
     plans, description = read_plans(dataset, plans_name), read_dataset_json(dataset)
-    folder = _folder(dataset, plans, configuration)
+    folder = folder_to_fill(dataset, plans, configuration)
     base = folder.parent
     cases = raw_cases(dataset, description)
     masks = masks_of(dataset, cases, description["file_ending"])
     path = base / f"{folder.name}_preprocessing.json"
-    record = Record(path, base / LOCKS / folder.name, _made_by(plans, configuration))
+    record = Record(path, base / LOCKS / folder.name, made_by(plans, configuration))
     mine = share_of(list(cases), shard)
     with claimed(record.locks, shard):
         record.begin(folder, shard)
@@ -176,8 +177,12 @@ def _fresh_workshop(folder: Path, shard: Shard) -> Path:
     return workshop
 
 
-def _folder(dataset: str, plans: dict[str, Any], configuration: str) -> Path:
-    """Where the volumes of a dataset without labels lie."""
+def folder_to_fill(dataset: str, plans: dict[str, Any], configuration: str) -> Path:
+    """Where `preprocess` writes the volumes of a dataset.
+
+    Raises:
+        DatasetError: It has labels, or the configuration is unknown, a cascade's second stage or none of 2D images.
+    """
     refuse_cascade(plans, configuration)
     manager = configuration_of(plans, configuration)
     if plans["image_reader_writer"] == FLAT_READER and len(manager.patch_size) > 2:
@@ -315,15 +320,6 @@ def _check_volume(unfinished: Path) -> None:
         raise DatasetError("holds NaN or infinite values after preprocessing; remove or repair the image")
     if volume.min() == volume.max():
         raise DatasetError("is constant after preprocessing; remove the image")
-
-
-def _made_by(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
-    """What of the plans decides how a preprocessed volume looks."""
-    chosen = configuration_of(plans, configuration).configuration
-    keys = ("preprocessor_name", "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data",
-            "resampling_fn_data_kwargs")  # fmt: skip
-    everywhere = ("image_reader_writer", "transpose_forward", "foreground_intensity_properties_per_channel")
-    return {key: chosen.get(key) for key in keys} | {key: plans.get(key) for key in everywhere}
 
 
 def _refuse_other_plans(made_by: dict[str, Any], record: Path, folder: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nnunet_genesis.corruption import RECIPES, Recipe, read_recipe
-from nnunet_genesis.errors import SettingsError
+from nnunet_genesis.errors import SettingsError, printable
+from nnunet_genesis.plans_checks import is_name_of_dataset
 from nnunet_genesis.settings_base import Settings, setting
 
 DEFAULT_RECIPE = "paper"
@@ -18,6 +19,9 @@ OPTIMIZERS: dict[str, dict[str, float]] = {
 }
 """Optimisers of the fine-tuning, with what holds where the settings do not say otherwise: nnU-Net's own values, and
 those with which it fine-tunes pre-trained transformers (the rate is that of AMAES, arXiv 2408.00640, too)."""
+
+MOST_DATASETS = 100
+"""Datasets of one pre-training."""
 
 CONVOLUTIONAL, TRANSFORMER = "convolutional", "transformer"
 """Kinds of networks."""
@@ -119,11 +123,22 @@ class PretrainingSettings(Settings):
     save_every: int = setting(50, "epochs between checkpoints", at_least=1)
     seed: int = setting(0, "seed of hold-out, initial weights, crops and corruptions", at_least=0)
     exclude: tuple[str, ...] = setting((), "cases left out, by name, or .txt files of names: those to be tested on")
+    datasets: tuple[str, ...] = setting(
+        (), "further datasets, by name, whose volumes are pre-trained on together with those of this one", flag=False
+    )
+    dataset_weights: tuple[float, ...] = setting(
+        (),
+        "how often patches come from each dataset, in the order of -d; by default every volume is equally likely",
+        above=0,
+        at_most=1e6,
+        entries=float,
+    )
     recipe: Recipe = field(default=RECIPES[DEFAULT_RECIPE])
 
     def __post_init__(self) -> None:
         """Check the fields, also against each other."""
         super().__post_init__()
+        self._check_datasets()
         masking = self.recipe.masking
         if masking.leaves_out and masking.probability != 1:
             raise SettingsError(
@@ -142,6 +157,25 @@ class PretrainingSettings(Settings):
             )
         if self.warmup is not None and self.warmup >= self.epochs:
             raise SettingsError(f'"warmup" ({self.warmup:g}) must be below "epochs" ({self.epochs}).')
+
+    def _check_datasets(self) -> None:
+        count = 1 + len(self.datasets)
+        if count > MOST_DATASETS:
+            raise SettingsError(f"A pre-training takes at most {MOST_DATASETS} datasets, not {count}.")
+        if wrong := [name for name in self.datasets if not is_name_of_dataset(name)]:
+            raise SettingsError(
+                f'"datasets" must be names such as Dataset502_ChestCT, which "{printable(wrong[0], 80)}" is not.'
+            )
+        if self.dataset_weights and (count == 1 or len(self.dataset_weights) != count):
+            raise SettingsError(
+                f'"dataset_weights" has a number for each of several datasets, that which is trained first, not '
+                f"{len(self.dataset_weights)} for {count}."
+            )
+
+    def of_further(self, dataset: str) -> PretrainingSettings:
+        """Settings with which one of the further datasets is pre-trained on alone: its own cases are left out."""
+        own = tuple(by_dataset(self.exclude).get(dataset, ()))
+        return replace(self, datasets=(), dataset_weights=(), exclude=own)
 
     @property
     def normalises(self) -> bool:
@@ -257,6 +291,20 @@ class FineTuningSettings(Settings):
             )
         where = f'the block "genesis" / "fine_tuning" / "{configuration}" of the plans {name}'
         return cls().updated(blocks[configuration], where)
+
+
+def named(dataset: str, case: str) -> str:
+    """Name of a case where there are several datasets; `dataset` is "" for that which is trained."""
+    return f"{dataset}/{case}" if dataset else case
+
+
+def by_dataset(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of cases as `named` makes them → each dataset's own names, in their order; "" is that which is trained."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        dataset, _, case = name.rpartition("/")
+        found.setdefault(dataset, []).append(case)
+    return found
 
 
 def _genesis(plans: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any
@@ -23,16 +24,20 @@ def setting(
     choices: tuple[str, ...] = (),
     formerly: str | None = None,
     per_axis: bool = False,
+    entries: type = str,
+    flag: bool = True,
 ) -> Any:
     """Declare a field: default value, help text, and the values it may take.
 
     A tuple default declares a (low, high) range: two numbers within the bounds, in ascending order; one number means
-    both. An empty tuple declares a list of names, each of them there once. The default None declares a number that
-    follows from other settings unless it is given. `formerly` is the name under which older plans have the setting.
-    `per_axis` allows a tuple of two or three numbers beside a number for all axes.
+    both. An empty tuple declares a list of names, each of them there once, or of numbers where `entries` is float. The
+    default None declares a number that follows from other settings unless it is given. `formerly` is the name under
+    which older plans have the setting. `per_axis` allows a tuple of two or three numbers beside a number for all axes.
+    `flag`: whether commands have a flag of that name.
     """
     bounds = {"at_least": at_least, "at_most": at_most, "above": above, "choices": choices}
-    return field(default=default, metadata={"text": text, "formerly": formerly, "per_axis": per_axis, **bounds})
+    kind = {"per_axis": per_axis, "entries": entries, "flag": flag}
+    return field(default=default, metadata={"text": text, "formerly": formerly, **kind, **bounds})
 
 
 @dataclass(frozen=True)
@@ -94,10 +99,7 @@ def _checked(declared: Field[Any], value: Any) -> Any:
     if default is None and value is None:
         return None
     if default == ():
-        texts = isinstance(value, list | tuple) and all(isinstance(entry, str) and entry for entry in value)
-        if not texts or len(set(value)) < len(value):
-            raise SettingsError(f'"{name}" must be a list of different names, not {reprlib.repr(value)}.')
-        return tuple(value)
+        return _listed(declared, value)
     if isinstance(default, tuple):
         ends = list(value) if isinstance(value, list | tuple) else [value]
         if not 1 <= len(ends) <= 2 or not all(map(_is_number, ends)) or ends[0] > ends[-1]:
@@ -116,6 +118,18 @@ def _checked(declared: Field[Any], value: Any) -> Any:
     return _number(declared, value)
 
 
+def _listed(declared: Field[Any], value: Any) -> tuple[Any, ...]:
+    """Different names, or numbers within the bounds."""
+    name, listed = declared.name, isinstance(value, list | tuple)
+    if declared.metadata["entries"] is float:
+        if not listed or not all(map(_is_number, value)):
+            raise SettingsError(f'"{name}" must be a list of numbers, not {reprlib.repr(value)}.')
+        return tuple(_bounded(declared, float(number)) for number in value)
+    if not listed or not all(isinstance(entry, str) and entry for entry in value) or len(set(value)) < len(value):
+        raise SettingsError(f'"{name}" must be a list of different names, not {reprlib.repr(value)}.')
+    return tuple(value)
+
+
 def _number(declared: Field[Any], value: Any) -> Any:
     whole = isinstance(declared.default, int)
     if not _is_number(value) or (whole and int(value) != value):
@@ -124,7 +138,7 @@ def _number(declared: Field[Any], value: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _bounded(declared: Field[Any], value: Any) -> Any:

@@ -27,7 +27,7 @@ MAY_USE: dict[str, set[str]] = {
     "plans_checks": GROUND | {"architecture_checks", "named_classes"},
     "nnunet_dataset": GROUND | {"files", "plans_checks"},
     "corruption": GROUND | {"settings_base"},
-    "settings": GROUND | {"settings_base", "corruption"},
+    "settings": GROUND | {"settings_base", "corruption", "plans_checks"},
     "networks": GROUND | {"architecture_checks", "named_classes", "nnunet_dataset"},
     "checkpoints": GROUND | {"architecture_checks", "files", "named_classes", "networks", "nnunet_dataset", "primus"},
     "hub": GROUND | {"checkpoints", "files"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from nnunet_genesis.commands.parsing import (
     add_processes,
     add_shard,
     left_out,
+    named_datasets,
     read_cases,
     say_what_completes,
     share,
@@ -81,7 +83,8 @@ def add_plan(commands: Any) -> None:
         "Give a dataset the plans of the target dataset (or of a template), with settings for pre-training.",
         "nnunet_genesis plan -d 501 --like 4 --epochs 200 --iterations 250 --loss l1",
     )
-    parser.add_argument("-d", required=True, metavar="ID", help="dataset to pre-train on, id or name")
+    parser.add_argument("-d", required=True, nargs="+", metavar="ID", help="dataset to pre-train on, id or name; "
+                        "of several, the first is the one to train, on the volumes of all")  # fmt: skip
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--like", metavar="ID", help="target dataset, id or name, already planned")
     source.add_argument("--template", metavar="NAME", help="ready plans: a name from the plans folder, or a .json file")
@@ -115,9 +118,9 @@ def _plan(chosen: argparse.Namespace) -> int:
     base = RECIPES[chosen.recipe]
     blocks = {name: given(chosen, type(block), f"{name}_") for name, block in base.corruptions.items()}
     recipe = base.updated({**given(chosen, Recipe), **blocks}, "the flags")
-    dataset = dataset_name(chosen.d)
-    flags = given(chosen, PretrainingSettings) | {"exclude": _excluded(chosen, dataset), "recipe": recipe}
-    settings = PretrainingSettings(**flags)
+    dataset, *others = datasets = named_datasets(chosen.d)
+    flags = given(chosen, PretrainingSettings) | {"exclude": _excluded(chosen, datasets), "recipe": recipe}
+    settings = PretrainingSettings(**flags | {"datasets": others})
     if chosen.network is None and chosen.drop_path_rate is not None:
         raise GenesisError("--drop-path-rate needs --network: it is a setting of a Primus.")
     change = partial(_changed, chosen, recipe)
@@ -126,6 +129,8 @@ def _plan(chosen: argparse.Namespace) -> int:
     else:
         path = plan_like(dataset, dataset_name(chosen.like), chosen.like_plans, chosen.p, settings, change)
     print(f"Wrote {path}")
+    if others:
+        print(f"Wrote plans of that name for {', '.join(others)}, too. Preprocess all of them, and train {dataset}.")
     if settings.exclude:
         print(f"{len(settings.exclude)} cases will be left out of the pre-training: {', '.join(settings.exclude)}")
     return 0
@@ -161,21 +166,24 @@ def _refuse_unfit(recipe: Recipe, plans: dict[str, Any]) -> None:
         raise refusal
 
 
-def _excluded(chosen: argparse.Namespace, dataset: str) -> list[str]:
+def _excluded(chosen: argparse.Namespace, datasets: list[str]) -> list[str]:
     """Names of the cases that a pre-training leaves out."""
     from nnunet_genesis.nnunet_dataset import dataset_name
     from nnunet_genesis.planning import of_fold
+    from nnunet_genesis.settings import by_dataset
 
     names = read_cases(getattr(chosen, "exclude", []))
     if chosen.fold is not None:
         if not chosen.like:
             raise GenesisError("--fold needs --like: the labeled dataset whose fold is meant.")
-        there, absent = of_fold(dataset, dataset_name(chosen.like), chosen.like_plans, chosen.fold)
+        there, absent = of_fold(datasets, dataset_name(chosen.like), chosen.like_plans, chosen.fold)
         names += there
         if absent:
+            found = {case for cases in by_dataset(there).values() for case in cases}
             print(
-                f"WARNING: {dataset} has no case of the name of {len(absent)} of {len(there) + len(absent)} validation "
-                f"cases ({', '.join(absent[:5])}); under other names they would not be left out. Check with leaks."
+                f"WARNING: {' or '.join(datasets)} has no case of the name of {len(absent)} of "
+                f"{len(found) + len(absent)} validation cases ({', '.join(absent[:5])}); under other names they would "
+                "not be left out. Check with leaks."
             )
     return sorted(set(names))
 
@@ -191,7 +199,7 @@ def add_preprocess(commands: Any) -> None:
         "Preprocess images without labels, as nnU-Net would. Goes on where an interrupted run stopped.",
         "nnunet_genesis preprocess -d 501 -c 3d_fullres -np 4",
     )
-    parser.add_argument("-d", required=True, metavar="ID", help="dataset, id or name")
+    parser.add_argument("-d", required=True, nargs="+", metavar="ID", help="datasets, ids or names")
     parser.add_argument("-c", required=True, nargs="+", metavar="CONFIGURATION", help="2d, 3d_lowres or 3d_fullres")
     parser.add_argument("-p", default=PLANS_NAME, metavar="PLANS", help="plans to follow (%(default)s)")
     add_shard(parser, "case")
@@ -199,12 +207,14 @@ def add_preprocess(commands: Any) -> None:
 
 
 def _preprocess(chosen: argparse.Namespace) -> int:
-    from nnunet_genesis.nnunet_dataset import dataset_name
-    from nnunet_genesis.preprocessing import preprocess
+    from nnunet_genesis.nnunet_dataset import read_plans
+    from nnunet_genesis.preprocessing import folder_to_fill, preprocess
 
-    code = 0
-    for configuration in chosen.c:
-        report = preprocess(dataset_name(chosen.d), chosen.p, configuration, shard=chosen.shard, processes=chosen.np)
+    code, work = 0, list(itertools.product(named_datasets(chosen.d), chosen.c))
+    for dataset, configuration in work:  # nobody learns after hours that the last one cannot be done
+        folder_to_fill(dataset, read_plans(dataset, chosen.p), configuration)
+    for dataset, configuration in work:
+        report = preprocess(dataset, chosen.p, configuration, shard=chosen.shard, processes=chosen.np)
         print(f"{report.written} cases written to {report.folder}, {report.already_there} were finished already.")
         if report.unreadable:
             print(f"WARNING: {report.unreadable}. Delete their files and run again.")

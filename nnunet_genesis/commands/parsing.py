@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_genesis.errors import GenesisError, printable
+from nnunet_genesis.errors import DatasetError, GenesisError, printable
 
 LEFT_OUT = 2
 """Exit code when the work was done but for some cases."""
@@ -57,6 +57,20 @@ def say_what_completes(shard: tuple[int, int], what: str) -> None:
     """After a shard: the run that all shards are followed by."""
     if shard[1] > 1:
         print(f"When all {shard[1]} shards have run, run the same command without --shard: it {what}.")
+
+
+def named_datasets(words: Sequence[str]) -> list[str]:
+    """Names of datasets, of which ids or names were given.
+
+    Raises:
+        DatasetError: There is no such dataset, or one of them is named twice.
+    """
+    from nnunet_genesis.nnunet_dataset import dataset_name
+
+    names = [dataset_name(word) for word in words]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DatasetError(f"-d names {printable(twice[0], 80)} twice. Name each dataset once.")
+    return names
 
 
 def share(text: str) -> float:

@@ -83,13 +83,13 @@ def search(record: CaseRecord, cases: Iterable[tuple[str, Iterable[Array]]]) -> 
         record: Of the pre-training.
         cases: Names and channels, (z, y, x) each. Any channel that is found makes the case a hit.
     """
-    names = set(record.names)
+    names = {name.rpartition("/")[2]: name for name in record.names}  # cases of further datasets: DATASET/CASE
     by_digest = {bytes(row): name for row, name in zip(record.digests, record.names, strict=True)}
     hits: dict[str, Hit] = {}
     waiting = _queries(cases)
     while queries := list(islice(waiting, QUERIES)):
         for query, found in zip(queries, _candidates(record, queries), strict=True):
-            hit = Hit(query.case, NAMESAKE, query.case) if query.case in names else None
+            hit = Hit(query.case, NAMESAKE, names[query.case]) if query.case in names else None
             if query.digest in by_digest:
                 hit = Hit(query.case, IDENTICAL, by_digest[query.digest], 1.0)
             elif found and (best := _closest(record, query, found))[0] >= SIMILAR:

@@ -57,6 +57,8 @@ class PatchBatches(Dataset[dict[str, Any]]):
     minimum_contrast: float
     crops_per_volume: int = 1
     """Training patches that are cut from a volume, one after the other."""
+    weights: tuple[float, ...] = ()
+    """How often training patches come from each of the datasets in `volumes.counts`; empty: each volume alike."""
     _opened: tuple[str, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -97,10 +99,18 @@ class PatchBatches(Dataset[dict[str, Any]]):
         cases = self.volumes.identifiers
         if self.stream == VALIDATION:  # walks through the volumes, in random order: there may be more than patches
             return cases[self._walk[k % len(cases)]], crops
-        place = crops.integers(len(cases))
+        place = self._place(crops)
         if leader := k % self.crops_per_volume:  # the sample that opens the volume draws the case
-            place = np.random.default_rng([self.seed, self.stream, k - leader, 0]).integers(len(cases))
+            place = self._place(np.random.default_rng([self.seed, self.stream, k - leader, 0]))
         return cases[place], crops
+
+    def _place(self, rng: np.random.Generator) -> int:
+        """The place of a case: all are equally likely, or those of a dataset that is drawn by its weight."""
+        if not self.weights:
+            return int(rng.integers(len(self.volumes.identifiers)))
+        counts = self.volumes.counts
+        dataset = rng.choice(len(counts), p=np.divide(self.weights, sum(self.weights)))
+        return int(sum(counts[:dataset]) + rng.integers(counts[dataset]))
 
     def _load(self, case: str) -> tuple[Any, Any, np.ndarray[Any, Any]]:
         """Volume, segmentation and spread of a case; the last one stays open where several crops are cut from it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 from nnunet_genesis.corruption import RECIPES, Recipe, make_pair
 from nnunet_genesis.errors import DatasetError, GenesisError
 from nnunet_genesis.nnunet_dataset import channel_names, configuration_of, read_dataset_json, read_plans, refuse_cascade
-from nnunet_genesis.preflight import volumes_folder
 from nnunet_genesis.pretraining.figures import corruption_sheet
 from nnunet_genesis.pretraining.patches import VALIDATION, PatchBatches, fitted
+from nnunet_genesis.pretraining.volumes import JoinedVolumes, volumes_folders
 from nnunet_genesis.settings import PretrainingSettings
 
 MIXTURES = 3
@@ -114,13 +115,15 @@ def examples(
     return {heading: columns for heading, columns in groups.items() if columns}, patches, cases
 
 
-def _batches(plans: dict[str, object], configuration: str, settings: PretrainingSettings) -> PatchBatches:
-    """Clean patches of all volumes, in the order in which validation would walk through them."""
+def _batches(plans: dict[str, Any], configuration: str, settings: PretrainingSettings) -> PatchBatches:
+    """Clean patches of all volumes, of all datasets, in the order in which validation would walk through them."""
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
-    folder = str(volumes_folder(plans, configuration))
+    folders = volumes_folders(plans, configuration, settings)
     return PatchBatches(
-        volumes=infer_dataset_class(folder)(folder),
+        volumes=JoinedVolumes(
+            {dataset: infer_dataset_class(str(folder))(str(folder)) for dataset, folder in folders.items()}
+        ),
         patch_size=tuple(configuration_of(plans, configuration).patch_size),
         batch_size=1,
         global_batch_size=1,

@@ -20,13 +20,13 @@ from nnunet_genesis.batches import load
 from nnunet_genesis.checkpoints.case_files import kept_record
 from nnunet_genesis.checkpoints.saving import save_plain, versions
 from nnunet_genesis.corruption import Recipe, compile_loops
-from nnunet_genesis.errors import DatasetError, one_line
+from nnunet_genesis.errors import one_line
 from nnunet_genesis.files import write_json
 from nnunet_genesis.leaks.case_record import KEY, CaseRecord, record_in
 from nnunet_genesis.named_classes import is_primus, names_primus
 from nnunet_genesis.networks.build import build_network, unwrap
 from nnunet_genesis.nnunet_dataset import channel_names, configuration_of
-from nnunet_genesis.preflight import check_before_training, refuse_missing_gpu, volumes_folder
+from nnunet_genesis.preflight import check_before_training, refuse_missing_gpu
 from nnunet_genesis.pretraining.infilling import guesses
 from nnunet_genesis.pretraining.loss import (
     RestorationLoss,
@@ -37,17 +37,11 @@ from nnunet_genesis.pretraining.loss import (
     validation_loss,
 )
 from nnunet_genesis.pretraining.optimiser import StepSchedule, optimiser_of
-from nnunet_genesis.pretraining.patches import (
-    TRAINING,
-    VALIDATION,
-    PatchBatches,
-    fitted,
-    hold_out,
-)
+from nnunet_genesis.pretraining.patches import TRAINING, VALIDATION, PatchBatches, fitted
 from nnunet_genesis.pretraining.restoration_log import RestorationLog, draw_restored
+from nnunet_genesis.pretraining.volumes import Indexes, in_words, refuse_too_few, split, volumes_folders
 from nnunet_genesis.ranks import RankedTrainer
 from nnunet_genesis.settings import CONVOLUTIONAL, TRANSFORMER, PretrainingSettings
-from nnunet_genesis.volume_index import IndexedVolumes, VolumeIndex, index_of
 
 TASK = "restoration of corrupted patches (Models Genesis)"
 HIDDEN_TASK = "restoration of hidden cells (masked autoencoder)"
@@ -140,7 +134,7 @@ class nnUNetTrainerGenesisPretrain(RankedTrainer):  # noqa: N801
     def initialize(self) -> None:
         """As in nnU-Net, with seeded initial weights, after a look for the preprocessed volumes and the GPU."""
         with one_line(), torch.random.fork_rng(devices=[]):
-            volumes_folder(self.plans_manager.plans, self.configuration_name)
+            self.folders()
             refuse_missing_gpu(self.device)
             torch.manual_seed(self.settings.seed)
             super().initialize()
@@ -148,39 +142,36 @@ class nnUNetTrainerGenesisPretrain(RankedTrainer):  # noqa: N801
     def do_split(self) -> tuple[list[str], list[str]]:
         """Training and validation cases: nnU-Net's splits for a numbered fold, a seeded hold-out for fold `all`.
 
-        Without those that the settings exclude; where these are the whole fold, a hold-out of the others validates.
+        Further datasets have no part in nnU-Net's splits: all of their cases are trained on. Without those that the
+        settings exclude; where these are the whole fold, a hold-out of the others validates.
         """
-        if self.fold != "all":
-            with one_line():
-                cases = self.index.readable()
-                if len(cases) < 5 and not (Path(self.preprocessed_dataset_folder_base) / "splits_final.json").is_file():
-                    raise DatasetError(f"{len(cases)} volumes are too few for nnU-Net's five folds. Use fold all.")
-            training, validation = map(self._admitted, super().do_split())
-            return (training, validation) if validation and training else self._held_out(training)
-        return self._held_out(self._admitted(self.index.readable()))
+        if self.fold == "all":
+            return self._held_out(self._admitted(self.indexes.readable()))
+        with one_line():
+            refuse_too_few(self.indexes.parts[""], Path(self.preprocessed_dataset_folder_base))
+        training, validation = super().do_split()
+        training, validation = self._admitted([*training, *self.indexes.of_further()]), self._admitted(validation)
+        return (training, validation) if validation and training else self._held_out(training)
+
+    def folders(self) -> dict[str, Path]:
+        """Where the volumes of all datasets lie."""
+        return volumes_folders(self.plans_manager.plans, self.configuration_name, self.settings)
 
     @cached_property
-    def index(self) -> VolumeIndex:
-        """That of the preprocessed volumes, which one process brings up to date while the others wait."""
+    def indexes(self) -> Indexes:
+        """Those of the preprocessed volumes, which one process brings up to date while the others wait."""
         with one_line(), self.first_alone():
-            index = index_of(Path(self.preprocessed_dataset_folder))
-        if warning := index.warning():
+            indexes = Indexes.of(self.folders())
+        for warning in indexes.warnings():
             self.print_to_log_file(f"WARNING: {warning}")
-        return index
+        return indexes
 
     def _admitted(self, cases: Iterable[str]) -> list[str]:
-        """Cases that the settings do not exclude, and whose volumes can be read."""
-        excluded = {*self.settings.exclude, *self.index.flaws()}
-        return [str(case) for case in cases if case not in excluded]
+        return self.indexes.admitted(cases, self.settings.exclude)
 
     def _held_out(self, cases: list[str]) -> tuple[list[str], list[str]]:
         with one_line():
-            if not cases:
-                raise DatasetError(
-                    'The setting "exclude" and volumes that cannot be read leave no case to pre-train on. Exclude '
-                    "fewer, or preprocess again."
-                )
-        training, validation = hold_out(cases, self.settings.validation_share, self.settings.seed)
+            training, validation = split(cases, self.settings)
         if training == validation:
             self.print_to_log_file("WARNING: there is one volume only; restoration is validated on that volume itself.")
         return training, validation
@@ -189,6 +180,10 @@ class nnUNetTrainerGenesisPretrain(RankedTrainer):  # noqa: N801
         """Endless batches of corrupted and original patches; validation repeats the same ones every epoch."""
         training, validation = self.do_split()
         self.print_to_log_file(f"{len(training)} volumes to train on, {len(validation)} held out")
+        with one_line():
+            shares = in_words(self.indexes.volumes(training), self.settings, self.plans_manager.dataset_name)
+        if shares:
+            self.print_to_log_file(shares)
         self.validation_cases = validation
         self._record_cases({*training, *validation})
         workers = get_allowed_n_proc_DA()
@@ -213,7 +208,7 @@ class nnUNetTrainerGenesisPretrain(RankedTrainer):  # noqa: N801
             return
         known = [record for record in self.resumed_from if record is not None]
         if len(known) == len(self.resumed_from):
-            record = reduce(CaseRecord.joined, [*known, self.index.record(sorted(cases))])
+            record = reduce(CaseRecord.joined, [*known, self.indexes.record(sorted(cases))])
             self.seen = {KEY: kept_record(record.block(), Path(self.output_folder))}
 
     def _batches(self, cases: list[str], stream: int, recipe: Recipe | None = None) -> PatchBatches:
@@ -222,7 +217,7 @@ class nnUNetTrainerGenesisPretrain(RankedTrainer):  # noqa: N801
         # the first ranks take one patch more where the batch does not divide evenly: nnU-Net's rule
         first = self.local_rank * (everything // ranks) + min(self.local_rank, everything % ranks)
         return PatchBatches(
-            volumes=IndexedVolumes(self.index, cases),
+            volumes=self.indexes.volumes(cases),
             patch_size=tuple(self.configuration_manager.patch_size),
             batch_size=self.batch_size,
             global_batch_size=everything,
@@ -232,6 +227,7 @@ class nnUNetTrainerGenesisPretrain(RankedTrainer):  # noqa: N801
             stream=stream,
             minimum_contrast=self.settings.minimum_contrast,
             crops_per_volume=self.settings.crops_per_volume,
+            weights=self.settings.dataset_weights,
         )
 
     def run_training(self) -> None:

@@ -27,8 +27,8 @@ from nnunet_genesis.publishing.model_card import README, model_card
 from nnunet_genesis.settings import PretrainingSettings
 
 PRETRAINER = "nnUNetTrainerGenesisPretrain"
-PERSONAL = ("exclude",)
-"""Settings of a pre-training that name cases."""
+PERSONAL = ("exclude", "datasets", "dataset_weights")
+"""Settings of a pre-training that name cases or datasets."""
 INTENSITIES = ("mean", "median", "min", "max", "std", "percentile_00_5", "percentile_99_5")
 """What nnU-Net's plans know of a channel, and CT normalisation needs."""
 
