@@ -122,6 +122,21 @@ def test_corruptions(tmp_path: Path):
     assert results["machine"]["cpu"] in printed
 
 
+def test_core_time(tmp_path: Path):
+    results, printed = run(
+        "core_time.py", tmp_path / "results.json", "--patch", 20, 22, 24, "--volume", 22, 30, 26, "--rounds", 2
+    )  # fmt: skip
+    (ms,) = results["ms"].values()
+    assert all(0 < number < math.inf for number in ms.values())
+    rows = dict(line.strip("| ").split(" | ", 1) for line in printed.splitlines()[2 : 3 + len(ms) + 2])
+    limit = ms["one read and one write: the limit"]
+    for name, spent in ms.items():
+        assert [float(cell) for cell in rows[name].split(" | ")] == pytest.approx([spent, spent / limit], rel=0.01)
+    others = [name for name in ms if "`" in name and "masking" not in name] + [name for name in ms if "trainer" in name]
+    whole = sum(ms.values()) - limit - sum(ms[name] for name in others)
+    assert float(rows["**all of a worker, `masking`**"].split(" | ")[0]) == pytest.approx(whole, rel=0.01)
+
+
 def benchmark_module(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Import a file of the folder benchmarks, as its scripts do."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))

@@ -153,14 +153,28 @@ class PatchBatches(Dataset[dict[str, Any]]):
             window = random_window(volume.shape, self.patch_size, rng)
             crop = np.array(volume[window], dtype=np.float32)
             ignored = torch.from_numpy(segmentation[window][0] == IGNORED) if marked else None
-            seen = crop.reshape(len(crop), -1) if ignored is None else crop[:, ~ignored.numpy()]
-            variation = np.nanstd(seen, axis=1) if seen.size else np.zeros(len(crop))
-            contrast = float(np.nanmax(variation / np.maximum(usual, 1e-12)))
-            if best is None or contrast > most:
-                best, most = (torch.from_numpy(crop), ignored), contrast
+            found = contrast(crop, ignored, usual)
+            if best is None or found > most:
+                best, most = (torch.from_numpy(crop), ignored), found
             if most >= self.minimum_contrast:
                 break
         return best  # type: ignore[return-value]
+
+
+def contrast(crop: np.ndarray[Any, Any], ignored: torch.Tensor | None, usual: np.ndarray[Any, Any]) -> float:
+    """How much a crop varies, as a multiple of what its volume does: 0 for empty air.
+
+    Args:
+        crop: (C, *spatial), NaN where nothing is known.
+        ignored: Voxels that do not count, bool (*spatial).
+        usual: Standard deviation of each channel of the volume, (C,).
+
+    Returns:
+        The largest multiple of all channels; 0 where all voxels are ignored.
+    """
+    seen = crop.reshape(len(crop), -1) if ignored is None else crop[:, ~ignored.numpy()]
+    variation = np.nanstd(seen, axis=1) if seen.size else np.zeros(len(crop))
+    return float(np.nanmax(variation / np.maximum(usual, 1e-12)))
 
 
 def fitted(recipe: Recipe, plans: Mapping[str, Any], configuration: str) -> Recipe:
