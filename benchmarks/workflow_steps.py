@@ -369,13 +369,13 @@ def run(world: Path, *words: str) -> str:
     return said
 
 
-def begin(world: Path, step: Step) -> float:
-    """Run a step for the first time, and keep what it has made; the seconds that it took."""
+def begin(world: Path, step: Step, first: Callable[[], None] | None = None) -> float:
+    """Run a step for the first time, or what does it, and keep what it has made; the seconds that it took."""
     if step.name == "preprocess":
         run(world, "nnunet_genesis", "plan", "-d", "501", "--like", "4", "--epochs", str(EPOCHS), "--iterations", "2",
             "--validation-iterations", "2", "--save-every", "1", "--plot-every", "100")  # fmt: skip
     began = time.monotonic()
-    run(world, *step.command)
+    first() if first else run(world, *step.command)
     spent = time.monotonic() - began
     kept = world / REFERENCE / step.name
     for path in step.paths(world):
