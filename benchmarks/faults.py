@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "0", "nnUNet_def_n_pr
 
 import numpy as np
 from measuring import facts, table
-from workflow_steps import DONE, STEPS, Step, begin, make_world, place_of, remove, resident, restore, start, wait
+from workflow_steps import DONE, STEPS, Step, begin, make_world, place_of, remove, restore, start, wait
 
 SPACE = 2**28
 """Bytes of the small file system."""
@@ -49,9 +49,9 @@ class Tally:
         self.wrong += fault()  # what it makes of the fault itself
         finished, wrong = step.look(world, step)
         code, said = wait(start(world, step.command + step.again))
-        if finished and "exists and would be overwritten" in said:  # an export was complete: it is refused
+        if finished and "it is a finished export" in said:
             code = 0
-        kept = step.kept(world, step, said)
+        kept = step.kept(said)
         self.lost = max(self.lost, finished - kept)
         self.wrong += wrong + ([] if code == 0 else [f"the second run ended with {code}: {said[-300:]}"])
         self.wrong += step.compare(world, step)
@@ -102,13 +102,15 @@ def worker_killed(world: Path, step: Step) -> list[str]:
     return [] if told else [f"a killed worker ended with {code}: {said[-300:]}"]
 
 
-def kills(world: Path, moments: int, seconds: float, rng: np.random.Generator) -> list[Tally]:
-    """The first kind of fault, for every step an equal share of the moments."""
+def kills(world: Path, moments: int, seconds: float, chosen: Sequence[str], rng: np.random.Generator) -> list[Tally]:
+    """The first kind of fault, for every chosen step an equal share of the moments; the others run once."""
     tallies, began = [], time.monotonic()
     for number, step in enumerate(STEPS):
         done = sum(one.tries for one in tallies)
         tally, spent = Tally("SIGKILL", step.name), begin(world, step)
-        left, now = len(STEPS) - number, time.monotonic()
+        if step.name not in chosen:
+            continue
+        left, now = sum(one.name in chosen for one in STEPS[number:]), time.monotonic()
         share, deadline = -(-(moments - done) // left), now + (began + seconds - now) / left
         while tally.tries < share and time.monotonic() < deadline:
             tally.attempt(step, world, lambda: killed(world, step, rng.uniform(0, spent)))  # noqa: B023
@@ -118,10 +120,10 @@ def kills(world: Path, moments: int, seconds: float, rng: np.random.Generator) -
     return tallies
 
 
-def others(world: Path, small: bool, tries: int, rng: np.random.Generator) -> list[Tally]:
+def others(world: Path, small: bool, tries: int, chosen: Sequence[str], rng: np.random.Generator) -> list[Tally]:
     """No space, no access, no memory."""
     tallies: list[Tally] = []
-    for step in STEPS if tries else ():
+    for step in (one for one in STEPS if tries and one.name in chosen):
         size = sum(path.stat().st_size for path in step.files(world))
         full = Tally("disk full" if small else "file size limit", step.name)
         for _ in range(tries):
@@ -146,6 +148,11 @@ def others(world: Path, small: bool, tries: int, rng: np.random.Generator) -> li
         for tally in (one for one in tallies if one.step == step.name):
             print(*tally.row(), *tally.wrong[:2], flush=True)
     return tallies
+
+
+def resident(number: int) -> int:
+    """Bytes of a process in memory."""
+    return 4096 * int(Path(f"/proc/{number}/statm").read_text().split()[1])
 
 
 def soak(world: Path, seconds: float) -> str:
@@ -178,6 +185,8 @@ def main() -> None:
     """Run all faults and print, or write, the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moments", type=int, default=200, help="kills, over all steps (%(default)s)")
+    names = [step.name for step in STEPS]
+    parser.add_argument("--steps", nargs="+", choices=names, default=names, help="those that faults happen to (all)")
     parser.add_argument("--minutes", type=float, default=60, help="no more kills after these (%(default)g)")
     parser.add_argument("--tries", type=int, default=3, help="tries of the other faults, each step (%(default)s)")
     parser.add_argument("--soak", type=float, default=120, help="minutes of a pre-training (%(default)g)")
@@ -191,8 +200,8 @@ def main() -> None:
         small = os.system(f"mount -t tmpfs -o size={SPACE} tmpfs {world} 2>/dev/null") == 0
         try:
             make_world(world)
-            tallies = kills(world, chosen.moments, 60 * chosen.minutes, rng)
-            tallies += others(world, small, chosen.tries, rng)
+            tallies = kills(world, chosen.moments, 60 * chosen.minutes, chosen.steps, rng)
+            tallies += others(world, small, chosen.tries, chosen.steps, rng)
             memory = soak(world, 60 * chosen.soak) if chosen.soak else ""
         finally:
             if small:

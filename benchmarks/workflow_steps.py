@@ -12,7 +12,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,17 +62,22 @@ class Step:
         inside = [one for path in self.paths(world) for one in ([path] if path.is_file() else path.rglob("*"))]
         return [path for path in inside if path.is_file() and ".locks" not in path.parts]
 
-    def kept(self, world: Path, step: Step, said: str) -> int:
+    @property
+    def trains(self) -> bool:
+        """Whether it is a training."""
+        return self.look is look_at_training
+
+    def kept(self, said: str) -> int:
         """How many finished pieces of work the command that went on has found."""
         if found := re.search(r"(\d+) were (?:there|finished) already", said):
             return int(found[1])
         if found := re.search(r"RESUMED AT (\d+)", said):
             return int(found[1])
-        return 1  # a step of one piece
+        return int(not self.trains)  # a step of one piece; a training that began anew
 
     def compare(self, world: Path, step: Step) -> list[str]:
         """What is otherwise than after the first run."""
-        if "train" in self.name or "tune" in self.name:
+        if self.trains:
             return compare_weights(world, step)
         left = [path.name for path in self.files(world) if "incomplete" in path.name or "unfinished" in path.name]
         return [f"left: {name}" for name in left] + [
@@ -228,18 +234,59 @@ class Process:
         return [int(number) for number in found if b"spawn_main" in Path(f"/proc/{number}/cmdline").read_bytes()]
 
 
-def start(world: Path, words: Sequence[str], *, user: int = 0, memory: int = 0, file_size: int = 0
-          ) -> Process:  # fmt: skip
+def call(words: Sequence[str]) -> int:
+    """Run a command in this process; its exit code."""
+    program, *rest = words
+    if program == "nnunet_genesis":
+        return run_genesis(*rest)
+    with quick_trainings() as patch:
+        run_stock(patch, program, *rest)
+    return 0
+
+
+@contextmanager
+def quick_trainings() -> Iterator[pytest.MonkeyPatch]:
+    """Trainings that say where they go on, save after each epoch, draw nothing and validate little."""
+    from nnunetv2.training.logging.nnunet_logger import LocalLogger
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from nnunet_genesis.finetuning import nnUNetTrainerGenesisFinetune
+    from nnunet_genesis.pretraining.restoration_log import RestorationLog
+    from nnunet_genesis.pretraining.trainer import nnUNetTrainerGenesisPretrain
+
+    resume, tuning = nnUNetTrainer.load_checkpoint, nnUNetTrainerGenesisFinetune.on_train_start
+    with pytest.MonkeyPatch.context() as patch:
+
+        def told(self: Any, file: Any) -> None:
+            resume(self, file)
+            print(f"RESUMED AT {self.current_epoch}")
+
+        def short(self: Any) -> None:
+            self.num_val_iterations_per_epoch, self.save_every = 2, 1
+            tuning(self)
+
+        patch.setattr(nnUNetTrainer, "load_checkpoint", told)
+        patch.setattr(nnUNetTrainerGenesisFinetune, "on_train_start", short)
+        for kind in (LocalLogger, RestorationLog):  # pictures take seconds, an epoch milliseconds
+            patch.setattr(kind, "plot_progress_png", lambda *_: None)
+        patch.setattr(nnUNetTrainerGenesisPretrain, "draw_sheet", lambda *_: None)
+        yield patch
+
+
+def start(world: Path, words: Sequence[str], *, by: Callable[[Sequence[str]], int] = call, name: str = "",
+          user: int = 0, memory: int = 0, file_size: int = 0) -> Process:  # fmt: skip
     """Run a command in a fork, which has imported everything already.
 
     Args:
         world: Its working folder.
         words: The command.
+        by: What runs it; its exit code.
+        name: Of its log, where several run at once.
         user: Who runs it; 0: who runs this.
         memory: Bytes of address space beyond what is taken already; 0: no limit.
         file_size: Bytes of a file; 0: no limit.
     """
-    log = world.parent / f"{world.name}.log"
+    log = world.parent / f"{world.name}{name}.log"
     log.unlink(missing_ok=True)
     number = os.fork()
     if number:
@@ -260,7 +307,7 @@ def start(world: Path, words: Sequence[str], *, user: int = 0, memory: int = 0, 
         if memory:
             taken = 4096 * int(Path("/proc/self/statm").read_text().split()[0])
             resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))
-        code = call(words)
+        code = by(words)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:
@@ -271,44 +318,11 @@ def start(world: Path, words: Sequence[str], *, user: int = 0, memory: int = 0, 
         os._exit(code)
 
 
-def call(words: Sequence[str]) -> int:
-    """Run a command in this process; its exit code."""
-    program, *rest = words
-    if program == "nnunet_genesis":
-        return run_genesis(*rest)
-    from nnunetv2.training.logging.nnunet_logger import LocalLogger
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-    from nnunet_genesis.finetuning import nnUNetTrainerGenesisFinetune
-    from nnunet_genesis.pretraining.restoration_log import RestorationLog
-
-    resume = nnUNetTrainer.load_checkpoint
-    with pytest.MonkeyPatch.context() as patch:
-
-        def told(self: Any, file: Any) -> None:
-            resume(self, file)
-            print(f"RESUMED AT {self.current_epoch}")
-
-        patch.setattr(nnUNetTrainer, "load_checkpoint", told)
-        for kind in (LocalLogger, RestorationLog):  # curves take seconds, an epoch milliseconds
-            patch.setattr(kind, "plot_progress_png", lambda *_: None)
-        tuning = nnUNetTrainerGenesisFinetune.on_train_start
-        patch.setattr(nnUNetTrainerGenesisFinetune, "on_train_start",
-                      lambda self: (setattr(self, "num_val_iterations_per_epoch", 2), tuning(self)))  # fmt: skip
-        run_stock(patch, program, *rest)
-    return 0
-
-
 def wait(process: Process) -> tuple[int, str]:
     """Exit code and all that was said, once it has ended."""
     while not process.ended():
         time.sleep(0.005)
     return int(process.code or 0), process.log.read_text(errors="replace")
-
-
-def resident(number: int) -> int:
-    """Bytes of a process in memory."""
-    return 4096 * int(Path(f"/proc/{number}/statm").read_text().split()[1])
 
 
 # the world
@@ -320,7 +334,7 @@ IMPORTED = (
     "nnunet_genesis.preprocessing", "nnunet_genesis.importing.into_dataset", "nnunet_genesis.pretraining.trainer",
     "nnunet_genesis.transfer.into_plans", "nnunetv2.evaluation.evaluate_predictions",
     "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints", "nnunetv2.inference.predict_from_raw_data",
-    "nnunetv2.run.run_training", "torch._dynamo",
+    "nnunetv2.run.run_training", "nnunetv2.training.nnUNetTrainer.primus.primus_trainers", "torch._dynamo",
 )  # fmt: skip
 """What forks find imported already, once nnU-Net's folders are named."""
 
@@ -355,13 +369,13 @@ def run(world: Path, *words: str) -> str:
     return said
 
 
-def begin(world: Path, step: Step) -> float:
-    """Run a step for the first time, and keep what it has made; the seconds that it took."""
+def begin(world: Path, step: Step, first: Callable[[], None] | None = None) -> float:
+    """Run a step for the first time, or what does it, and keep what it has made; the seconds that it took."""
     if step.name == "preprocess":
         run(world, "nnunet_genesis", "plan", "-d", "501", "--like", "4", "--epochs", str(EPOCHS), "--iterations", "2",
             "--validation-iterations", "2", "--save-every", "1", "--plot-every", "100")  # fmt: skip
     began = time.monotonic()
-    run(world, *step.command)
+    first() if first else run(world, *step.command)
     spent = time.monotonic() - began
     kept = world / REFERENCE / step.name
     for path in step.paths(world):

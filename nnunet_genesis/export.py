@@ -119,7 +119,10 @@ def _refuse_other_folders(folder: Path) -> None:
 def _target(folder: Path, trainer: str) -> Path:
     target = folder.with_name(folder.name.replace(OURS, trainer, 1))
     if target.exists():
-        raise DatasetError(f"{target} exists and would be overwritten. Remove or rename it.")
+        raise DatasetError(
+            f"{target} exists: it is a finished export, for one that is interrupted leaves no such folder, or "
+            f"{trainer} was trained there. Use it, or remove or rename it to export again."
+        )
     return target
 
 

@@ -306,4 +306,6 @@ def test_faults_tell_half_written_files_from_missing_ones(tmp_path: Path, monkey
     assert step.look(tmp_path, step) == (1, ["dataset.json is half-written", "b_0000.nii.gz is half-written"])
     steps.restore(tmp_path, step)
     assert step.look(tmp_path, step) == (2, [])
-    assert step.kept(tmp_path, step, "3 cases imported, 2 were there already") == 2
+    assert step.kept("3 cases imported, 2 were there already") == 2
+    training = steps.STEPS[2]
+    assert (training.kept("RESUMED AT 3"), training.kept("anew"), steps.STEPS[3].kept("anew")) == (3, 0, 1)

@@ -221,7 +221,7 @@ def test_a_volume_that_cannot_be_read_is_said_in_one_line(trained, model):
 
 def test_an_existing_folder_is_left_alone(model):
     export(model)
-    refused(model, DatasetError, "exists and would be overwritten")
+    refused(model, DatasetError, "exists: it is a finished export, .* remove or rename it to export again")
 
 
 def test_what_a_killed_process_left_is_replaced(model):
