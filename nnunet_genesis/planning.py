@@ -251,19 +251,19 @@ def _write(
 ) -> Path:
     """Write plans into each dataset, after all checks of all; the file of the first, which is trained."""
     first = next(iter(plans))
-    excluded = by_dataset(settings.exclude)
+    paths = {dataset: new_plans_file(dataset, own["plans_name"], "pretraining") for dataset, own in plans.items()}
+    for dataset, cases in by_dataset(settings.exclude).items():
+        if dataset == first or (dataset and dataset not in plans):
+            raise _nothing_to_exclude(" or ".join(plans), named(dataset, cases[0]))
+        if unknown := set(cases) - _names_of_cases(dataset or first):
+            raise _nothing_to_exclude(dataset or first, min(unknown))
     files = []
-    for dataset, own in plans.items():
-        path = new_plans_file(dataset, own["plans_name"], "pretraining")
-        left_out = excluded.pop("" if dataset == first else dataset, [])
-        if left_out and (unknown := set(left_out) - _names_of_cases(dataset)):
-            raise _nothing_to_exclude(dataset, min(unknown))
+    for dataset, path in paths.items():
         there = (path.parent / "dataset_fingerprint.json").is_file()
-        fingerprint = None if there else _fingerprint(own, descriptions[dataset])
+        fingerprint = None if there else _fingerprint(plans[dataset], descriptions[dataset])
         block = (settings if dataset == first else settings.of_further(dataset)).block()
-        files.append(_Files(path, own | {"genesis": {"pretraining": block}}, descriptions[dataset], fingerprint))
-    for dataset, cases in excluded.items():
-        raise _nothing_to_exclude(" or ".join(plans), named(dataset, cases[0]))
+        whole = plans[dataset] | {"genesis": {"pretraining": block}}
+        files.append(_Files(path, whole, descriptions[dataset], fingerprint))
     for one in reversed(files):  # that which is trained last: its plans name the others
         one.write()
     return files[0].path

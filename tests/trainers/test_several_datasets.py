@@ -75,7 +75,7 @@ def trained(two_once, tmp_path_factory) -> Path:
     return base
 
 
-def new_trainer(fold: str = "all") -> nnUNetTrainerGenesisPretrain:
+def new_trainer(fold: int | str = "all") -> nnUNetTrainerGenesisPretrain:
     return get_trainer_from_args(
         "501", "3d_fullres", fold, "nnUNetTrainerGenesisPretrain", "nnUNetGenesisPlans", device=CPU
     )
@@ -116,6 +116,7 @@ def test_a_training_on_two_datasets_is_interrupted_and_goes_on(two, trained, sto
 
 def test_patches_come_from_both_datasets_as_their_weights_say(two):
     trainer = new_trainer()
+    trainer.initialize()
     training, validation = trainer.do_split()
     assert {*training, *validation} == ALL
     batches = trainer._batches(training, TRAINING)
@@ -137,7 +138,7 @@ def test_the_checkpoint_remembers_the_cases_of_both_and_leaks_finds_them(trained
 def test_a_numbered_fold_splits_the_first_dataset_and_all_of_the_other_trains(two):
     splits = [{"train": ["case0", "case1"], "val": ["case2", "case3"]}]
     (two / f"nnUNet_preprocessed/{A}/splits_final.json").write_text(json.dumps(splits))
-    training, validation = new_trainer("0").do_split()
+    training, validation = new_trainer(0).do_split()
     assert set(validation) == {"case2", "case3"}
     assert {*training, *validation} == ALL
 
