@@ -21,7 +21,7 @@ from nnunet_genesis import distributed, interruption
 from nnunet_genesis.errors import GenesisError
 from nnunet_genesis.ranks import RankedTrainer
 from tests.trainers.conftest import CPU, edit_plans, pretraining_plans
-from tests.trainers.fragile import TRAINER, checkpoint, forked, output, prepare
+from tests.trainers.fragile import TRAINER, forked, output, prepare
 
 
 @pytest.fixture
@@ -63,7 +63,9 @@ def test_without_torchrun_there_is_one_line(monkeypatch, name):
 
 
 def trainer_of(base: Path, **settings: object) -> Any:
-    edit_plans(pretraining_plans(base), **{f"genesis__pretraining__{name}": each for name, each in settings.items()})
+    if settings:
+        changes = {f"genesis__pretraining__{name}": each for name, each in settings.items()}
+        edit_plans(pretraining_plans(base), **changes)
     return get_trainer_from_args("501", "3d_fullres", "all", TRAINER, "nnUNetGenesisPlans", device=CPU)
 
 
@@ -103,7 +105,7 @@ def test_a_signal_after_the_last_step_stops_before_the_final_validation(base: Pa
     with pytest.raises(SystemExit) as ended:
         trainer.on_train_end()
     assert ended.value.code == 128 + signal.SIGUSR1
-    assert checkpoint(output(base))["current_epoch"] == 1
+    assert (output(base) / "checkpoint_final.pth").is_file()
 
 
 def as_one_of_two(check: Callable[[int], None], folder: Path, rank: int) -> None:
