@@ -37,8 +37,18 @@ TESTS = {
     "preprocessing.py": ("test_preprocessing.py", "test_planning_and_preprocessing.py"),
     "finetuning.py": ("trainers/test_finetuning_rules.py", "trainers/test_finetuning.py"),
     "pretraining/trainer.py": ("trainers/test_pretraining_outputs.py", "trainers/test_pretraining.py"),
+    "parallel.py": ("test_files_and_parallel.py",),
+    "shards.py": ("importing/test_shards.py",),
+    "checkpoints/case_files.py": ("leaks/test_case_record.py", "hub/test_publishing.py"),
+    "volume_index.py": ("test_volume_index.py", "test_volume_index_rows.py"),
+    "interruption.py": ("trainers/test_ranks.py", "trainers/test_distributed.py"),
+    "distributed.py": ("trainers/test_ranks.py", "trainers/test_distributed.py"),
+    "ranks.py": ("trainers/test_ranks.py", "trainers/test_distributed.py"),
 }
 """Module → its tests; those that do not exist are passed over."""
+
+FORKED = ("interruption.py", "distributed.py", "ranks.py")
+"""Modules that forked processes run, where no line is noted: every test may reach every line of theirs."""
 
 MAKES_READY = ("planning.py", "preprocessing.py")
 """Modules whose faults change the datasets that trainings start from; for others these are made once."""
@@ -108,8 +118,8 @@ def run(folder: Path, tests: list[str], *plugins: Any) -> int:
     return int(pytest.main(["-x", "-q", "-k", "not kill_and_go_on", *where, *tests], plugins=list(plugins)))
 
 
-def who_reaches(folder: Path, path: Path, tests: list[str]) -> Callable[[int, int], list[str]]:
-    """A function that names the tests that reach one of some lines, the quickest first."""
+def who_reaches(folder: Path, path: Path, tests: list[str], forked: bool) -> Callable[[int, int], list[str]]:
+    """A function that names the tests that reach one of some lines, or all where that is not known; quickest first."""
     note = folder.parent / "reached.json"
 
     def watched() -> int:
@@ -122,7 +132,7 @@ def who_reaches(folder: Path, path: Path, tests: list[str]) -> Callable[[int, in
         raise SystemExit(f"The tests of {path.name} fail as they are: {' '.join(tests)}")
     lines, seconds = json.loads(note.read_text())
     order = sorted(lines, key=seconds.__getitem__)
-    return lambda first, last: [name for name in order if any(first <= line <= last for line in lines[name])]
+    return lambda first, last: [name for name in order if forked or any(first <= at <= last for at in lines[name])]
 
 
 def measure(module: str, count: int, seed: int, folder: Path, earlier: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -137,7 +147,7 @@ def measure(module: str, count: int, seed: int, folder: Path, earlier: dict[str,
         keys = [(one["lines"], one["before"], one["after"]) for one in earlier["survivors"]]
         sample = [one for one in sample if (list(one["lines"]), one["before"], one["after"]) in keys]
         tests, tried = [name for name in tests if name not in earlier["tests"]], earlier["tried"]
-    reaching, survivors = who_reaches(folder, path, tests), []
+    reaching, survivors = who_reaches(folder, path, tests, module in FORKED), []
     for number, fault in enumerate(sample, start=1):
         path.write_text(fault.pop("source"))
         os.utime(path, (began + number, began + number))  # bytecode is renewed when the second changes
@@ -186,7 +196,7 @@ def main() -> None:
         sys.path[:] = [str(folder), str(folder / "benchmarks"), *others]
         run(folder, ["--collect-only", "-qq", *(f"tests/{name}" for name in ("trainers", "pretraining", "importing"))])
         for module in sorted(arguments.modules, key=lambda name: name in MAKES_READY, reverse=True):
-            if module not in MAKES_READY:
+            if any(name.startswith(("trainers", "pretraining")) for name in TESTS[module]):
                 make_ready(folder)
             results.append(measure(module, arguments.count, arguments.seed, folder, earlier.get(module)))
             if arguments.json:

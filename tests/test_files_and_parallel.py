@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from nnunet_genesis.errors import DatasetError, GenesisError, one_line
 from nnunet_genesis.files import LARGEST_JSON, read_json, sha256, write_json, written_atomically
-from nnunet_genesis.parallel import each_case
+from nnunet_genesis.parallel import each_case, variable
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
@@ -68,7 +71,7 @@ def die(number: int) -> int:
     return number
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, 2, 0])
 def test_a_case_that_fails_stops_nothing(processes):
     results = dict(each_case(halve, range(8), processes))
     assert {job: result for job, result in results.items() if not isinstance(result, Exception)} == {
@@ -89,11 +92,49 @@ def test_jobs_are_taken_as_workers_get_free():
             yield number
 
     results = each_case(halve, jobs(), 2)
-    next(results)
-    assert len(taken) <= 5
+    for number, _ in zip(range(1, 9), results, strict=False):
+        assert len(taken) <= number + 4
     results.close()
 
 
 def test_a_killed_worker_is_reported_in_words():
     with pytest.raises(GenesisError, match="A worker process was killed.*smaller -np"):
         list(each_case(die, range(3), 2))
+    with pytest.raises(GenesisError, match="A worker process was killed"):
+        list(each_case(die, range(1), 1, apart=True))
+
+
+def hold(path: str) -> None:
+    with FileLock(path):
+        Path(f"{path}.held").touch()
+        time.sleep(60)
+
+
+def conduct(path: str) -> None:
+    list(each_case(hold, [path], 2))
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path):
+    """Also where it was killed: they would go on writing what the next run writes."""
+    path = str(tmp_path / "lock")
+    conductor = multiprocessing.get_context("fork").Process(target=conduct, args=(path,))
+    conductor.start()
+    while conductor.is_alive() and not Path(f"{path}.held").exists():
+        time.sleep(0.02)
+    with pytest.raises(Timeout):
+        FileLock(path, timeout=0).acquire()
+    conductor.kill()
+    conductor.join()
+    with FileLock(path, timeout=20):
+        pass
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_a_variable_is_set_in_the_block_only(monkeypatch, before):
+    monkeypatch.delenv("GENESIS_TEST", raising=False)
+    if before is not None:
+        monkeypatch.setenv("GENESIS_TEST", before)
+    with pytest.raises(RuntimeError), variable("GENESIS_TEST", "new"):
+        assert os.environ["GENESIS_TEST"] == "new"
+        raise RuntimeError
+    assert os.environ.get("GENESIS_TEST") == before

@@ -10,10 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nnunet_genesis.errors import GenesisError
 from nnunet_genesis.importing import into_dataset
-from nnunet_genesis.shards import LOCKS, claimed
+from nnunet_genesis.shards import EVERYTHING, LOCKS, claimed, one_at_a_time, share_of
 from tests.conftest import run_genesis
 from tests.importing.conftest import images, make, run, saved_report, voxels
 
@@ -27,6 +30,24 @@ def scans(source: Path) -> Path:
         make(source / name, voxels(9))
     (source / "bad.nii.gz").write_text("hello")
     return source
+
+
+@given(st.lists(st.integers()), st.integers(1, 9))
+def test_shards_hold_each_case_once_and_in_order(items, count):
+    shares = [list(share_of(items, (number, count))) for number in range(1, count + 1)]
+    assert [share[place] for place in range(len(items)) for share in shares if place < len(share)] == items
+    assert share_of(items, EVERYTHING) == items
+
+
+def test_claims_end_and_a_record_is_for_one_at_a_time(tmp_path):
+    for _ in range(2):
+        with claimed(tmp_path, (2, 4)), one_at_a_time(tmp_path), pytest.raises(Timeout):
+            FileLock(tmp_path / "record.lock", timeout=0).acquire()
+    assert (tmp_path / "2_of_4.lock").exists()
+    (tmp_path / "1_of_3.lock.old").touch()
+    (tmp_path / "x_of_3.lock").mkdir()  # none of ours
+    with claimed(tmp_path, (1, 4)):
+        pass
 
 
 def content(raw: Path) -> dict[str, bytes]:
