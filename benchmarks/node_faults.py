@@ -1,7 +1,7 @@
 """Trainings on two machines that lose a process or a machine at a random moment → what it cost, and what ends them.
 
 Both machines are torchrun's agents on loopback, with one process each, by gloo. A training runs once to its end. Then,
-again and again: it starts anew, and something happens after a random part of that time:
+again and again: it starts anew, and something happens after a random part of that time, or a random number of epochs:
 
 - a process is killed: torchrun has to start both again by itself (`--max-restarts 3`);
 - the second machine, an agent with its process, is killed, and the same command is started there again;
@@ -40,7 +40,7 @@ import numpy as np
 from measuring import facts, table
 from torch.distributed import run as torchrun
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-from workflow_steps import STEPS, Process, Step, begin, make_world, quick_trainings, remove, restore, start
+from workflow_steps import EPOCHS, STEPS, Process, Step, begin, make_world, quick_trainings, remove, restore, start
 
 from nnunet_genesis import distributed
 from tests.conftest import threads_for_processes
@@ -185,13 +185,23 @@ class Tally:
         moments = ", ".join(f"{epochs}: {count}" for epochs, count in sorted(self.moments.items()))
         return self.name, self.step.name, self.moments.total(), moments, self.both, self.lost, len(self.wrong)
 
-    def attempt(self, world: Path, kind: Callable[..., int], delay: float, rng: np.random.Generator) -> None:
-        """Train from nothing into a fault after some seconds, and to the end."""
+    def attempt(self, world: Path, kind: Callable[..., int], spent: float, rng: np.random.Generator) -> None:
+        """Train from nothing into a fault, at any time or once some epochs are done by turns, and to the end.
+
+        Args:
+            world: Where.
+            kind: Of agent.
+            spent: Seconds without a fault.
+            rng: Chooses the moment, and which process is killed.
+        """
         step = self.step
         remove(world, step)
+        late = self.moments.total() % 2
+        wanted, delay = (int(rng.integers(1, EPOCHS)), 0.0) if late else (0, rng.uniform(0, spent))
         pair, moment = Pair(world, step, kind), time.monotonic() + delay
-        while time.monotonic() < moment and not pair.ended():
-            time.sleep(0.002)
+        while not pair.ended() and (time.monotonic() < moment or epochs_done(world, step) < wanted):
+            time.sleep(0.01)
+        time.sleep(late * rng.uniform(0, spent / 20))  # about an epoch
         if pair.ended():  # before the fault
             self.moments[-1] += 1
             return
@@ -212,6 +222,11 @@ class Tally:
         self.lost = max(self.lost, finished - min(kept, default=0 if after else finished))
         self.moments[finished] += 1
         self.wrong += wrong + step.compare(world, step) + step.look(world, step)[1]
+
+
+def epochs_done(world: Path, step: Step) -> int:
+    """Epochs of one start, by its log."""
+    return max((one.read_text(errors="replace").count("Epoch time") for one in logs(world, step)), default=0)
 
 
 def logs(world: Path, step: Step) -> list[Path]:
@@ -256,7 +271,7 @@ def main() -> None:
             for name in chosen.faults:
                 tallies.append(Tally(name, step))
                 for _ in range(chosen.tries):
-                    tallies[-1].attempt(world, kind, rng.uniform(0, spent), rng)
+                    tallies[-1].attempt(world, kind, spent, rng)
                     print(*tallies[-1].row(), *tallies[-1].wrong[:3], f"{spent:.1f} s", flush=True)
             restore(world, step)
     header = (
