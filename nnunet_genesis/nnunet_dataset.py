@@ -110,6 +110,36 @@ def made_by(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     return {key: chosen.get(key) for key in keys} | {key: plans.get(key) for key in everywhere}
 
 
+def record_of(folder: Path) -> Path:
+    """The file beside a folder of volumes in which `preprocess` keeps how they were made."""
+    return folder.with_name(f"{folder.name}_preprocessing.json")
+
+
+def refuse_other_plans(ours: Mapping[str, Any], folder: Path) -> None:
+    """Refuse volumes of `preprocess` that other plans made; of those of nnU-Net's command nothing is known.
+
+    Args:
+        ours: What of today's plans decides how a volume looks, as `made_by` gives it.
+        folder: Of the volumes.
+
+    Raises:
+        DatasetError: There are volumes, and what made them differs.
+    """
+    record = record_of(folder)
+    if not record.is_file() or not any(folder.glob("*.b2nd")):
+        return
+    advice = f"Delete {folder} and preprocess again."
+    before = read_json(record, "The record", advice).get("made_by", {})
+    if not isinstance(before, dict):
+        raise DatasetError(f'The record {record} was changed: "made_by" is no block in braces. {advice}')
+    changed = [key for key in ours if ours[key] != before.get(key)]
+    if changed:
+        raise DatasetError(
+            f"The volumes in {folder} were preprocessed with other plans ({', '.join(changed)} changed). "
+            "Delete that folder and preprocess again, or plan under another name (-p)."
+        )
+
+
 def encoder_stride(plans: Mapping[str, Any], configuration: str) -> tuple[int, ...]:
     """Voxels of the patch for one of the network's bottleneck, along each axis of the patch.
 

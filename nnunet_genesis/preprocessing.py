@@ -28,7 +28,9 @@ from nnunet_genesis.nnunet_dataset import (
     preprocessing_command,
     read_dataset_json,
     read_plans,
+    record_of,
     refuse_cascade,
+    refuse_other_plans,
 )
 from nnunet_genesis.parallel import each_case
 from nnunet_genesis.planning import FLAT_READER, header_of, raw_cases
@@ -104,8 +106,7 @@ def preprocess(
     base = folder.parent
     cases = raw_cases(dataset, description)
     masks = masks_of(dataset, cases, description["file_ending"])
-    path = base / f"{folder.name}_preprocessing.json"
-    record = Record(path, base / LOCKS / folder.name, made_by(plans, configuration))
+    record = Record(record_of(folder), base / LOCKS / folder.name, made_by(plans, configuration))
     mine = share_of(list(cases), shard)
     with claimed(record.locks, shard):
         record.begin(folder, shard)
@@ -146,7 +147,7 @@ class Record:
             DatasetError: The volumes that are there were made by others.
         """
         with one_at_a_time(self.locks):
-            _refuse_other_plans(self.made_by, self.path, folder)
+            refuse_other_plans(self.made_by, folder)
             kept = {} if shard == EVERYTHING else {"failed": self._failures()}
             write_json({"made_by": self.made_by} | kept, self.path)
 
@@ -320,19 +321,3 @@ def _check_volume(unfinished: Path) -> None:
         raise DatasetError("holds NaN or infinite values after preprocessing; remove or repair the image")
     if volume.min() == volume.max():
         raise DatasetError("is constant after preprocessing; remove the image")
-
-
-def _refuse_other_plans(made_by: dict[str, Any], record: Path, folder: Path) -> None:
-    """Never mix volumes of different plans in one folder."""
-    if not record.is_file() or not any(folder.glob("*.b2nd")):
-        return
-    advice = f"Delete {folder} and run again."
-    before = read_json(record, "The record", advice).get("made_by", {})
-    if not isinstance(before, dict):
-        raise DatasetError(f'The record {record} was changed: "made_by" is no block in braces. {advice}')
-    changed = [key for key in made_by if made_by[key] != before.get(key)]
-    if changed:
-        raise DatasetError(
-            f"The volumes in {folder} were preprocessed with other plans ({', '.join(changed)} changed). "
-            "Delete that folder, or plan under another name (-p)."
-        )

@@ -168,8 +168,8 @@ class PretrainingSettings(Settings):
             )
         if self.dataset_weights and (count == 1 or len(self.dataset_weights) != count):
             raise SettingsError(
-                f'"dataset_weights" has a number for each of several datasets, that which is trained first, not '
-                f"{len(self.dataset_weights)} for {count}."
+                f'"dataset_weights" has {len(self.dataset_weights)} numbers, for {count} datasets. Give a number for '
+                "each of several, that which is trained first, or none."
             )
 
     def of_further(self, dataset: str) -> PretrainingSettings:
@@ -303,7 +303,7 @@ def by_dataset(names: Iterable[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in names:
         dataset, _, case = name.rpartition("/")
-        found.setdefault(dataset, []).append(case)
+        found.setdefault(dataset, []).append(case if dataset else name)  # "/case" is no other name of "case"
     return found
 
 

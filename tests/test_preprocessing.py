@@ -126,7 +126,9 @@ def test_volumes_without_a_record_are_taken_as_they_are(done):
 
 def test_a_damaged_record_says_what_to_do(done):
     (done / f"{PLANS}_3d_fullres_preprocessing.json").write_text("{")
-    with pytest.raises(DatasetError, match=r"The record .* is not valid JSON .* Delete .*3d_fullres and run again"):
+    with pytest.raises(
+        DatasetError, match=r"The record .* is not valid JSON .* Delete .*3d_fullres and preprocess again"
+    ):
         run()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from nnunet_genesis.errors import DatasetError
 from nnunet_genesis.leaks.case_record import CaseRecord
-from nnunet_genesis.nnunet_dataset import check_configuration, configuration_of, made_by, read_plans
+from nnunet_genesis.nnunet_dataset import check_configuration, configuration_of, made_by, read_plans, refuse_other_plans
 from nnunet_genesis.preflight import volumes_folder
 from nnunet_genesis.pretraining.patches import hold_out
 from nnunet_genesis.settings import PretrainingSettings, by_dataset, named
@@ -24,9 +24,10 @@ def volumes_folders(plans: dict[str, Any], configuration: str, settings: Pretrai
 
     Raises:
         DatasetError: Volumes or plans of one are missing (the message says what to run), or its plans of the same name
-            would make other volumes or another network; or the settings name that which is trained.
+            would make other volumes or another network; volumes were made by other plans than those of today; or the
+            settings name that which is trained.
     """
-    folders, trained = {"": volumes_folder(plans, configuration)}, plans["dataset_name"]
+    folders, trained = {"": _made_folder(plans, configuration)}, plans["dataset_name"]
     if trained in settings.datasets:
         raise DatasetError(f'The setting "datasets" names {trained}, which is trained itself. Name the others alone.')
     for dataset in settings.datasets:
@@ -38,8 +39,15 @@ def volumes_folders(plans: dict[str, Any], configuration: str, settings: Pretrai
                 f"The plans {plans['plans_name']} of {dataset} differ from those of {trained} in "
                 f"{', '.join(different)}: plan all datasets of a pre-training with one command (plan -d)."
             )
-        folders[dataset] = volumes_folder(own, configuration)
+        folders[dataset] = _made_folder(own, configuration)
     return folders
+
+
+def _made_folder(plans: dict[str, Any], configuration: str) -> Path:
+    """The folder of the volumes, which these plans have made, not those that were there before."""
+    folder = volumes_folder(plans, configuration)
+    refuse_other_plans(made_by(plans, configuration), folder)
+    return folder
 
 
 def _comparable(plans: Mapping[str, Any], configuration: str, dataset: str) -> dict[str, Any]:
@@ -103,6 +111,8 @@ class Indexes:
         for dataset, own in by_dataset(cases).items():
             one = self.parts[dataset].record(own)
             records.append(CaseRecord(tuple(named(dataset, case) for case in one.names), one.digests, one.signatures))
+        if len(records) == 1:  # kilobytes for each case: no second copy
+            return records[0]
         return CaseRecord(
             tuple(name for one in records for name in one.names),
             np.concatenate([one.digests for one in records]),

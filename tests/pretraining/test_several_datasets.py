@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ import torch
 
 from nnunet_genesis.batches import load
 from nnunet_genesis.errors import DatasetError, SettingsError
+from nnunet_genesis.files import read_json, write_json
 from nnunet_genesis.leaks.search import NAMESAKE, search
+from nnunet_genesis.nnunet_dataset import configuration_of, made_by, record_of
 from nnunet_genesis.pretraining.patches import TRAINING, VALIDATION, hold_out
-from nnunet_genesis.pretraining.volumes import Indexes, JoinedVolumes, in_words, split
+from nnunet_genesis.pretraining.volumes import Indexes, JoinedVolumes, in_words, split, volumes_folders
+from nnunet_genesis.resources import plans_folder
 from nnunet_genesis.settings import MOST_DATASETS, PretrainingSettings, by_dataset, named
 from tests.pretraining.test_patches import Volumes, batches, noise, same
 from tests.test_volume_index import write
@@ -22,6 +26,7 @@ from tests.test_volume_index import write
 FEW = [noise(1, 10, 10 + i, 11, seed=i) for i in range(2)]
 MANY = [noise(1, 12, 10 + i, 9, seed=10 + i) for i in range(6)]
 B, C = "Dataset502_B", "Dataset503_C"
+FULL = "3d_fullres"
 
 
 def joined() -> JoinedVolumes:
@@ -48,8 +53,8 @@ def test_cases_of_further_datasets_have_names_of_their_own_and_volumes_of_their_
 
 
 def test_names_are_taken_apart_as_they_were_put_together():
-    names = ["a", f"{B}/a", "b", f"{C}/x", f"{B}/c"]
-    assert by_dataset(names) == {"": ["a", "b"], B: ["a", "c"], C: ["x"]}
+    names = ["a", f"{B}/a", "/b", f"{C}/x", f"{B}/c"]
+    assert by_dataset(names) == {"": ["a", "/b"], B: ["a", "c"], C: ["x"]}
     assert sorted(named(dataset, case) for dataset, cases in by_dataset(names).items() for case in cases) == sorted(
         names
     )
@@ -160,6 +165,15 @@ def test_the_record_holds_the_cases_of_all_datasets_and_leaks_finds_them(folders
     assert alone.record(["case1", "case0"]).names == alone.parts[""].record(["case1", "case0"]).names
 
 
+def test_the_record_of_one_dataset_is_not_copied(folders):
+    alone, cases = Indexes.of({"": folders[""]}), ["case0"] * 500
+    tracemalloc.start()
+    size = alone.record(cases).signatures.nbytes
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * size
+
+
 def test_volumes_with_another_number_of_channels_are_refused(folders):
     for path in folders[B].glob("*.b2nd"):
         path.unlink()
@@ -197,6 +211,27 @@ def test_a_weight_of_a_dataset_without_volumes_to_train_on_is_refused(empty, nam
     assert f"{name} 0" in in_words(volumes, PretrainingSettings(datasets=(B,)), "Dataset501_A")
 
 
+# folders
+
+
+@pytest.mark.parametrize("changed", ["Dataset501_A", B])
+def test_volumes_that_plans_of_before_have_made_are_refused(nnunet, changed):
+    """All plans are of one command, but one dataset was not preprocessed after it."""
+    for dataset in ("Dataset501_A", B):
+        plans = read_json(plans_folder() / "tiny.json", "The template", "") | {"dataset_name": dataset}
+        folder = nnunet / f"nnUNet_preprocessed/{dataset}/{configuration_of(plans, FULL).data_identifier}"
+        folder.mkdir(parents=True)
+        (folder / "case.b2nd").touch()
+        write_json(plans, folder.with_name(f"{plans['plans_name']}.json"))
+        write_json({"made_by": made_by(plans, FULL)}, record_of(folder))
+    trained = plans | {"dataset_name": "Dataset501_A"}
+    assert list(volumes_folders(trained, FULL, PretrainingSettings(datasets=(B,)))) == ["", B]
+    record = record_of(nnunet / f"nnUNet_preprocessed/{changed}/{folder.name}")
+    write_json({"made_by": made_by(plans, FULL) | {"spacing": [3, 3, 3]}}, record)
+    with pytest.raises(DatasetError, match=rf"{changed}/\S* were preprocessed with other plans \(spacing changed\)"):
+        volumes_folders(trained, FULL, PretrainingSettings(datasets=(B,)))
+
+
 # settings
 
 
@@ -211,9 +246,9 @@ def test_a_weight_of_a_dataset_without_volumes_to_train_on_is_refused(empty, nam
         ({"datasets": ["../Dataset502_B"]}, "must be names such as"),
         ({"datasets": ["Dataset502_B\n"]}, "must be names such as"),
         ({"datasets": [f"Dataset{i:03d}_B" for i in range(MOST_DATASETS)]}, "at most 100 datasets, not 101"),
-        ({"dataset_weights": [1]}, '"dataset_weights" has a number for each of several .* not 1 for 1'),
-        ({"datasets": [B], "dataset_weights": [1]}, "not 1 for 2"),
-        ({"datasets": [B], "dataset_weights": [1, 1, 1]}, "not 3 for 2"),
+        ({"dataset_weights": [1]}, '"dataset_weights" has 1 numbers, for 1 datasets. Give .* or none'),
+        ({"datasets": [B], "dataset_weights": [1]}, "1 numbers, for 2 datasets"),
+        ({"datasets": [B], "dataset_weights": [1, 1, 1]}, "3 numbers, for 2 datasets"),
         ({"datasets": [B], "dataset_weights": [1, 0]}, '"dataset_weights" must be above 0, not 0'),
         ({"datasets": [B], "dataset_weights": [-1, 1]}, '"dataset_weights" must be above 0'),
         ({"datasets": [B], "dataset_weights": [1, 1e7]}, '"dataset_weights" must be at most 1000000'),

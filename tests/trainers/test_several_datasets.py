@@ -165,8 +165,11 @@ def test_a_dataset_whose_plans_were_changed_is_refused(two, change, message):
 
 
 def test_what_does_not_change_volumes_may_differ(two):
-    edit_plans(two / f"nnUNet_preprocessed/{B}/nnUNetGenesisPlans.json", image_reader_writer="NibabelIO",
+    plans_file = two / f"nnUNet_preprocessed/{B}/nnUNetGenesisPlans.json"
+    edit_plans(plans_file, image_reader_writer="NibabelIO",
                configurations__3d_fullres__batch_size=7, genesis__pretraining__epochs=9)  # fmt: skip
+    edit_plans(plans_file.with_name("nnUNetGenesisPlans_3d_fullres_preprocessing.json"),
+               made_by__image_reader_writer="NibabelIO")  # fmt: skip
     plans = read_plans(A, "nnUNetGenesisPlans")
     folders = volumes_folders(plans, "3d_fullres", PretrainingSettings.of_plans(plans))
     assert {name: folder.parent.name for name, folder in folders.items()} == {"": A, B: B}
