@@ -55,18 +55,23 @@ def union(boxes: Sequence[Box], shape: Sequence[int]) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def union_share(boxes: Sequence[Box], shape: Sequence[int]) -> float:
-    """Share of the patch inside any box, 0..1.
+def grid(boxes: Sequence[Box], shape: Sequence[int]) -> tuple[npt.NDArray[np.bool_], list[npt.NDArray[np.int64]]]:
+    """The coarse grid that the faces of boxes cut a patch into: few cells, however many voxels.
 
-    Counted on the grid that the box faces cut, not on voxels: the cost does not depend on the patch size.
+    Returns:
+        Whether each cell is inside any box; for each axis the first voxel of each cell, and the voxel after the last.
     """
-    if not boxes:
-        return 0.0
-    cuts = [sorted({face for box in boxes for face in box[axis]}) for axis in range(len(shape))]
+    cuts = [sorted({0, edge} | {face for box in boxes for face in box[axis]}) for axis, edge in enumerate(shape)]
     cells = [
         tuple((cut.index(low), cut.index(high)) for cut, (low, high) in zip(cuts, box, strict=True)) for box in boxes
     ]
-    covered = union(cells, [len(cut) - 1 for cut in cuts]).astype(np.int64)
+    return union(cells, [len(cut) - 1 for cut in cuts]), [np.array(cut, np.int64) for cut in cuts]
+
+
+def union_share(boxes: Sequence[Box], shape: Sequence[int]) -> float:
+    """Share of the patch inside any box, 0..1."""
+    cells, cuts = grid(boxes, shape)
+    covered = cells.astype(np.int64)
     for cut in reversed(cuts):
         covered = covered @ np.diff(cut)
     return int(covered) / math.prod(shape)

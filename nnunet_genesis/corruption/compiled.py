@@ -12,9 +12,26 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
 
-_MULTIPLIER, _INCREMENT = np.uint64(6364136223846793005), np.uint64(1442695040888963407)
+_MULTIPLIER, _INCREMENT = 6364136223846793005, 1442695040888963407
+"""Knuth's 64-bit linear congruential generator (MMIX); its upper bits are used."""
 _ONE, _HALF, _HIGH_24 = np.uint64(1), np.uint64(32), np.uint64(40)
+_BLOCK = 512
+"""Voxels that are worked on in one go: what is computed in between stays in the fastest cache."""
+
+
+def _leaps(count: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """Multiplier and increment from a state of the generator to each of those after it, not one after the other."""
+    leaps = [(_MULTIPLIER, _INCREMENT)]
+    for _ in range(count - 1):
+        leaps.append((leaps[-1][0] * _MULTIPLIER % 2**64, (leaps[-1][1] * _MULTIPLIER + _INCREMENT) % 2**64))
+    return np.array([one for one, _ in leaps], np.uint64), np.array([one for _, one in leaps], np.uint64)
+
+
+_FACTORS, _SUMMANDS = _leaps(_BLOCK)
 
 Volume = npt.NDArray[np.floating]
 
@@ -31,63 +48,80 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(function)  # type: ignore[no-any-return]
 
 
-@compiled
-def _next(state):  # type: ignore[no-untyped-def]
-    """Knuth's 64-bit linear congruential generator (MMIX); its upper bits are used. uint64 → uint64."""
-    return state * _MULTIPLIER + _INCREMENT
+@intrinsic
+def _prefetch(typing_context, voxels, place):  # type: ignore[no-untyped-def]
+    """Ask memory for a voxel that is needed soon, and do not wait for it."""
+
+    def generated(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        address = builder.bitcast(builder.gep(array.data, [arguments[1]]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind)
+        builder.call(prefetch, [address, number(0), number(2), number(1)])  # to read, into the second cache, data
+        return context.get_dummy_value()
+
+    return types.void(voxels, types.uint64), generated
 
 
 @compiled
-def _touch(voxels, windows, w, rows, columns):  # type: ignore[no-untyped-def]
-    """Ask for the rows of a window ahead of its turn, so that memory brings them in time; their sum is of no use."""
-    touched = voxels[0] * 0
-    for z in range(windows[w, 0, 0], windows[w, 0, 1]):
-        for y in range(windows[w, 1, 0], windows[w, 1, 1]):
+def _prefetch_window(voxels, window, rows, columns):  # type: ignore[no-untyped-def]
+    for z in range(window[0, 0], window[0, 1]):
+        for y in range(window[1, 0], window[1, 1]):
             row = (z * rows + y) * columns
-            touched += voxels[np.uint64(row + windows[w, 2, 0])] + voxels[np.uint64(row + windows[w, 2, 1] - 1)]
-    return touched
+            _prefetch(voxels, np.uint64(row + window[2, 0]))
+            _prefetch(voxels, np.uint64(row + window[2, 1] - 1))
 
 
 @compiled
-def shuffle_windows(volume: Volume, windows: npt.NDArray[np.int32], longest: int, seed: np.uint64) -> float:
-    """ShufflingParams the voxels of each window, one window after another, in place.
+def _permute(held, count, places, state):  # type: ignore[no-untyped-def]
+    """Fisher-Yates: each voxel changes places with a random one of those before it, or with itself; the next state."""
+    for start in range(0, count, _BLOCK):
+        block = min(_BLOCK, count - start)
+        for k in range(block):
+            random = (state * _FACTORS[k] + _SUMMANDS[k]) >> _HALF
+            places[k] = (random * (np.uint64(start + k) + _ONE)) >> _HALF
+        state = state * _FACTORS[block - 1] + _SUMMANDS[block - 1]
+        for k in range(block):
+            here, place = np.uint64(start + k), np.uint64(places[k])
+            newcomer = held[here]
+            held[here] = held[place]
+            held[place] = newcomer
+    return state
+
+
+@compiled
+def shuffle_windows(volume: Volume, windows: npt.NDArray[np.int32], longest: int, seed: np.uint64) -> None:
+    """Shuffle the voxels of each window, one window after another, in place.
 
     Args:
         volume: Contiguous (z, y, x).
         windows: (windows, 3, 2), first voxel and voxel after the last one.
         longest: Voxels of the largest window.
         seed: Seed of the permutations, each equally likely but for rounding (window size / 2³²).
-
-    Returns:
-        Nothing of use.
     """
     voxels = volume.reshape(-1)
-    held = np.empty(longest, volume.dtype)
-    state = _next(seed)
+    held, places = np.empty(longest, volume.dtype), np.empty(_BLOCK, np.uint32)
+    state = seed * _FACTORS[0] + _SUMMANDS[0]
     rows, columns = volume.shape[1:]
-    touched = voxels[0] * 0
     for w in range(len(windows)):
+        count, width = 0, windows[w, 2, 1] - windows[w, 2, 0]
+        for z in range(windows[w, 0, 0], windows[w, 0, 1]):
+            for y in range(windows[w, 1, 0], windows[w, 1, 1]):
+                row = (z * rows + y) * columns + windows[w, 2, 0]
+                for x in range(width):
+                    held[np.uint64(count + x)] = voxels[np.uint64(row + x)]
+                count += width
         if w + 1 < len(windows):
-            touched += _touch(voxels, windows, w + 1, rows, columns)
-        count = np.uint64(0)
+            _prefetch_window(voxels, windows[w + 1], rows, columns)
+        state = _permute(held, count, places, state)
+        count = 0
         for z in range(windows[w, 0, 0], windows[w, 0, 1]):
             for y in range(windows[w, 1, 0], windows[w, 1, 1]):
-                row = (z * rows + y) * columns
-                for x in range(row + windows[w, 2, 0], row + windows[w, 2, 1]):
-                    # Fisher-Yates, inside out: the newcomer takes a random place, who was there goes to the end
-                    state = _next(state)
-                    place = ((state >> _HALF) * (count + _ONE)) >> _HALF
-                    held[count] = held[place]
-                    held[place] = voxels[np.uint64(x)]
-                    count += _ONE
-        count = np.uint64(0)
-        for z in range(windows[w, 0, 0], windows[w, 0, 1]):
-            for y in range(windows[w, 1, 0], windows[w, 1, 1]):
-                row = (z * rows + y) * columns
-                for x in range(row + windows[w, 2, 0], row + windows[w, 2, 1]):
-                    voxels[np.uint64(x)] = held[count]
-                    count += _ONE
-    return touched  # type: ignore[no-any-return]
+                row = (z * rows + y) * columns + windows[w, 2, 0]
+                for x in range(width):
+                    voxels[np.uint64(row + x)] = held[np.uint64(count + x)]
+                count += width
 
 
 @compiled
@@ -102,31 +136,55 @@ def map_piecewise(voxels: Volume, base: Volume, rise: Volume, low: float, high: 
         high: Upper end, above `low`.
         slope: 1 or -1: what is added for each unit that a value lies beyond an end.
     """
-    last = len(base) - 1
+    last = np.float64(len(base) - 1)
     pieces = len(base) / (high - low)
-    for i in range(voxels.size):
-        value = np.float64(voxels[i])
-        if value != value:
-            continue
-        inside = min(max(value, low), high)
-        piece = np.uint64(min(int((inside - low) * pieces), last))
-        voxels[i] = base[piece] + rise[piece] * (inside - low) + slope * (value - inside)
+    places, lines = np.empty(_BLOCK, np.int32), np.empty(_BLOCK)
+    for start in range(0, voxels.size, _BLOCK):  # three loops, of which the first and the last become vector code
+        block = voxels[start : start + _BLOCK]
+        for k in range(block.size):
+            value = np.float64(block[k])
+            lines[k] = min(max(value, low), high) - low
+            places[k] = np.int32(min(lines[k] * pieces, last) if value == value else 0.0)
+        for k in range(block.size):
+            piece = np.uint32(places[k])
+            lines[k] = base[piece] + rise[piece] * lines[k]
+        for k in range(block.size):
+            value = np.float64(block[k])
+            mapped = lines[k] + slope * (value - min(max(value, low), high))
+            block[k] = mapped if value == value else block[k]
 
 
 @compiled
-def fill_with_noise(voxels: Volume, mask: npt.NDArray[np.bool_], low: float, high: float, seed: np.uint64) -> None:
-    """Replace the voxels under a mask by uniform noise in [low, high), of 24 bits before it is rounded, in place.
+def _fill(row, low, step, state):  # type: ignore[no-untyped-def]
+    """Replace a row of voxels by noise; the next state."""
+    for start in range(0, row.size, _BLOCK):
+        block = row[start : start + _BLOCK]
+        for k in range(block.size):
+            block[k] = low + step * np.int64((state * _FACTORS[k] + _SUMMANDS[k]) >> _HIGH_24)
+        state = state * _FACTORS[block.size - 1] + _SUMMANDS[block.size - 1]
+    return state
+
+
+@compiled
+def fill_with_noise(
+    volume: Volume, grid: npt.NDArray[np.bool_], cuts: tuple[Any, Any, Any], low: float, high: float, seed: np.uint64
+) -> None:
+    """Replace the voxels in some cells of a grid by uniform noise in [low, high), of 24 bits before it is rounded.
 
     Args:
-        voxels: Contiguous, one axis.
-        mask: As many voxels.
+        volume: Contiguous (z, y, x); changed in place, voxel after voxel.
+        grid: Whether each cell is replaced: bool (cells along z, y, x).
+        cuts: For each axis the first voxel of each cell and the voxel after the last one, int64 (cells + 1).
         low: Lower end.
         high: Upper end.
         seed: Seed of the noise.
     """
-    state = _next(seed)
+    state = seed * _FACTORS[0] + _SUMMANDS[0]
     step = (high - low) / 2**24
-    for i in range(voxels.size):
-        if mask[i]:
-            state = _next(state)
-            voxels[i] = low + step * np.int64(state >> _HIGH_24)
+    for i in range(grid.shape[0]):
+        for z in range(cuts[0][i], cuts[0][i + 1]):
+            for j in range(grid.shape[1]):
+                for y in range(cuts[1][j], cuts[1][j + 1]):
+                    for k in range(grid.shape[2]):
+                        if grid[i, j, k]:
+                            state = _fill(volume[z, y, cuts[2][k] : cuts[2][k + 1]], low, step, state)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
-from nnunet_genesis.corruption.boxes import Box, grown, random_box, shrunk, union, union_share
+from nnunet_genesis.corruption.boxes import Box, grid, grown, random_box, shrunk, union_share
 from nnunet_genesis.corruption.compiled import fill_with_noise
 from nnunet_genesis.corruption.corruption import Corruption, Params
 from nnunet_genesis.settings_base import setting
@@ -36,15 +35,13 @@ class CutoutParams(Params):
     boxes: tuple[Box, ...]
     seed: int
 
-    def replaced(self, shape: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """Boolean mask of spatial shape: True where voxels are replaced."""
-        inside = union(self.boxes, shape)
-        return ~inside if self.outer else inside
-
     def apply(self, channel: Tensor, low: float, high: float) -> None:
         """Replace voxels with noise that is uniform over the value range; the others keep their bits."""
-        mask = self.replaced(channel.shape).reshape(-1)
-        fill_with_noise(channel.numpy().reshape(-1), mask, low, high, np.uint64(self.seed))
+        inside, cuts = grid(self.boxes, channel.shape)
+        volume, replaced = channel.numpy(), ~inside if self.outer else inside
+        if channel.ndim == 2:
+            volume, replaced, cuts = volume[None], replaced[None], [np.array([0, 1]), *cuts]
+        fill_with_noise(volume, replaced, tuple(cuts), low, high, np.uint64(self.seed))
 
 
 @dataclass(frozen=True)
