@@ -12,9 +12,6 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
 _MULTIPLIER, _INCREMENT = 6364136223846793005, 1442695040888963407
 """Knuth's 64-bit linear congruential generator (MMIX); its upper bits are used."""
@@ -48,29 +45,15 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(function)  # type: ignore[no-any-return]
 
 
-@intrinsic
-def _prefetch(typing_context, voxels, place):  # type: ignore[no-untyped-def]
-    """Ask memory for a voxel that is needed soon, and do not wait for it."""
-
-    def generated(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        address = builder.bitcast(builder.gep(array.data, [arguments[1]]), ir.IntType(8).as_pointer())
-        number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind)
-        builder.call(prefetch, [address, number(0), number(2), number(1)])  # to read, into the second cache, data
-        return context.get_dummy_value()
-
-    return types.void(voxels, types.uint64), generated
-
-
 @compiled
-def _prefetch_window(voxels, window, rows, columns):  # type: ignore[no-untyped-def]
+def _touch(voxels, window, rows, columns):  # type: ignore[no-untyped-def]
+    """Ask for the rows of a window ahead of its turn, so that memory brings them in time; their sum is of no use."""
+    touched = voxels[0] * 0
     for z in range(window[0, 0], window[0, 1]):
         for y in range(window[1, 0], window[1, 1]):
             row = (z * rows + y) * columns
-            _prefetch(voxels, np.uint64(row + window[2, 0]))
-            _prefetch(voxels, np.uint64(row + window[2, 1] - 1))
+            touched += voxels[np.uint64(row + window[2, 0])] + voxels[np.uint64(row + window[2, 1] - 1)]
+    return touched
 
 
 @compiled
@@ -91,7 +74,7 @@ def _permute(held, count, places, state):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def shuffle_windows(volume: Volume, windows: npt.NDArray[np.int32], longest: int, seed: np.uint64) -> None:
+def shuffle_windows(volume: Volume, windows: npt.NDArray[np.int32], longest: int, seed: np.uint64) -> float:
     """Shuffle the voxels of each window, one window after another, in place.
 
     Args:
@@ -99,11 +82,15 @@ def shuffle_windows(volume: Volume, windows: npt.NDArray[np.int32], longest: int
         windows: (windows, 3, 2), first voxel and voxel after the last one.
         longest: Voxels of the largest window.
         seed: Seed of the permutations, each equally likely but for rounding (window size / 2³²).
+
+    Returns:
+        Nothing of use.
     """
     voxels = volume.reshape(-1)
     held, places = np.empty(longest, volume.dtype), np.empty(_BLOCK, np.uint32)
     state = seed * _FACTORS[0] + _SUMMANDS[0]
     rows, columns = volume.shape[1:]
+    touched = voxels[0] * 0
     for w in range(len(windows)):
         count, width = 0, windows[w, 2, 1] - windows[w, 2, 0]
         for z in range(windows[w, 0, 0], windows[w, 0, 1]):
@@ -113,7 +100,7 @@ def shuffle_windows(volume: Volume, windows: npt.NDArray[np.int32], longest: int
                     held[np.uint64(count + x)] = voxels[np.uint64(row + x)]
                 count += width
         if w + 1 < len(windows):
-            _prefetch_window(voxels, windows[w + 1], rows, columns)
+            touched += _touch(voxels, windows[w + 1], rows, columns)
         state = _permute(held, count, places, state)
         count = 0
         for z in range(windows[w, 0, 0], windows[w, 0, 1]):
@@ -122,6 +109,7 @@ def shuffle_windows(volume: Volume, windows: npt.NDArray[np.int32], longest: int
                 for x in range(width):
                     voxels[np.uint64(row + x)] = held[np.uint64(count + x)]
                 count += width
+    return touched  # type: ignore[no-any-return]
 
 
 @compiled
