@@ -253,7 +253,12 @@ def _write(
     first = next(iter(plans))
     paths = {dataset: new_plans_file(dataset, own["plans_name"], "pretraining") for dataset, own in plans.items()}
     for dataset, cases in by_dataset(settings.exclude).items():
-        if dataset == first or (dataset and dataset not in plans):
+        if dataset == first:
+            raise DatasetError(
+                f"{printable(named(dataset, cases[0]), 80)} is to be excluded: name it "
+                f"{printable(cases[0], 80)}, since cases of the first dataset are named without it."
+            )
+        if dataset and dataset not in plans:
             raise _nothing_to_exclude(" or ".join(plans), named(dataset, cases[0]))
         if unknown := set(cases) - _names_of_cases(dataset or first):
             raise _nothing_to_exclude(dataset or first, min(unknown))

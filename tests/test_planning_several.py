@@ -86,7 +86,7 @@ def test_a_fold_is_left_out_of_every_dataset_that_has_its_cases(place, capsys):
         (("-d", 501, 503), "No dataset 503"),
         (("-d", 501, 502, "--exclude", f"{B}/c"), f"{B} has no case c, which is to be excluded"),
         (("-d", 501, 502, "--exclude", "Dataset503_D/a"), f"{A} or {B} has no case Dataset503_D/a, which is to"),
-        (("-d", 501, 502, "--exclude", f"{A}/a"), f"{A} or {B} has no case {A}/a"),  # the first one's have no prefix
+        (("-d", 501, 502, "--exclude", f"{A}/a"), f"{A}/a is to be excluded: name it a, since cases of the first"),
         (("-d", 501, 502, "--exclude", "/a"), f"{A} has no case /a"),  # the trainer would not leave out a
         (("-d", 501, 502, "--dataset-weights", 1), "1 numbers, for 2 datasets"),
         (("-d", 501, "--dataset-weights", 1), "1 numbers, for 1 datasets"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from nnunet_genesis.corruption import PairParams, Recipe, apply_params, sample_params
-from nnunet_genesis.errors import SettingsError, printable
+from nnunet_genesis.errors import DatasetError, GenesisError, SettingsError, printable, reason
 from nnunet_genesis.ignored_regions import IGNORED, digest_in
 from nnunet_genesis.named_classes import names_primus
 from nnunet_genesis.nnunet_dataset import configuration_of, encoder_stride
@@ -115,8 +116,9 @@ class PatchBatches(Dataset[dict[str, Any]]):
     def _load(self, case: str) -> tuple[Any, Any, np.ndarray[Any, Any]]:
         """Volume, segmentation and spread of a case; the last one stays open where several crops are cut from it."""
         if self._opened is None or self._opened[0] != case:
-            volume, segmentation, _, properties = self.volumes.load_case(case)
-            usual = properties["spread"] if "spread" in properties else spread(volume)
+            with _reading(case):
+                volume, segmentation, _, properties = self.volumes.load_case(case)
+                usual = properties["spread"] if "spread" in properties else spread(volume)
             self._opened = (case, (volume, segmentation, usual))
         _, found = self._opened
         if self.crops_per_volume == 1:
@@ -151,7 +153,8 @@ class PatchBatches(Dataset[dict[str, Any]]):
         best, most = None, -1.0
         for _ in range(ATTEMPTS):
             window = random_window(volume.shape, self.patch_size, rng)
-            crop = np.array(volume[window], dtype=np.float32)
+            with _reading(case):  # which takes place here, for blosc2
+                crop = np.array(volume[window], dtype=np.float32)
             ignored = torch.from_numpy(segmentation[window][0] == IGNORED) if marked else None
             found = contrast(crop, ignored, usual)
             if best is None or found > most:
@@ -159,6 +162,23 @@ class PatchBatches(Dataset[dict[str, Any]]):
             if most >= self.minimum_contrast:
                 break
         return best  # type: ignore[return-value]
+
+
+@contextmanager
+def _reading(case: str) -> Iterator[None]:
+    """Say of a volume that it cannot be read.
+
+    Raises:
+        DatasetError: It was damaged after it was preprocessed or indexed.
+    """
+    try:
+        yield
+    except GenesisError:
+        raise
+    except Exception as error:  # whatever nnU-Net's readers raise for damaged files
+        raise DatasetError(
+            f"The volume of {printable(case, 80)} cannot be read ({reason(error, 80)}). Preprocess it again."
+        ) from None
 
 
 def contrast(crop: np.ndarray[Any, Any], ignored: torch.Tensor | None, usual: np.ndarray[Any, Any]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -190,8 +191,44 @@ def test_the_trainer_says_in_one_line_which_dataset_is_not_ready(two, stock, dat
     assert "\n" not in str(refusal.value.code)
 
 
+def test_the_labeled_dataset_may_be_one_of_them_with_the_volumes_of_nnunet(two):
+    (two / f"nnUNet_preprocessed/{TARGET}/splits_final.json").write_text('[{"train": [], "val": ["case1", "case9"]}]')
+    assert run_genesis("plan", "-d", 501, 4, "--like", 4, "--fold", 0) == 0
+    trainer = new_trainer()
+    training, validation = trainer.do_split()
+    expected = {"case0", "case2", "case3", *(f"{TARGET}/case{i}" for i in (0, 2, 3, 4))}
+    assert {*training, *validation} == expected
+    volumes = trainer.indexes.volumes(expected)
+    found = {name: volumes.load_case(name)[0].shape for name in volumes.identifiers}
+    assert len(found) == 7
+    assert trainer.indexes.parts[TARGET].folder.name == "nnUNetPlans_3d_fullres"
+
+
 def test_preview_draws_patches_of_both(two, tmp_path, capsys):
     assert run_genesis("preview", "-d", 501, "-c", "3d_fullres", "-o", tmp_path / "a.png", "-n", 9) == 0
     said = capsys.readouterr().out
     assert f"{B}/renamed" in said
     assert ", case0" in said
+
+
+def damage(folder: Path, begin: float) -> None:
+    """Blank a third of all volumes, from a share of their bytes on: the beginning is read when one is opened."""
+    for volume in folder.glob("*[0-9d].b2nd"):
+        content = bytearray(volume.read_bytes())
+        first, length = int(begin * len(content)), len(content) // 3
+        content[first : first + length] = bytes(length)
+        volume.unlink()  # it may be a link
+        volume.write_bytes(content)
+
+
+@pytest.mark.parametrize("begin", [0, 0.3])
+def test_a_volume_that_is_damaged_is_named(two, tmp_path, capsys, begin):
+    trainer = new_trainer()
+    trainer.initialize()
+    batches = trainer._batches([f"{B}/case1"], TRAINING)  # the index is of the sound volumes
+    damage(two / f"nnUNet_preprocessed/{B}/nnUNetGenesisPlans_3d_fullres", begin)
+    said = rf"The volume of (?:{B}/)?\w+ .*cannot be read \(.*\)\. Preprocess it again\.$"
+    with pytest.raises(DatasetError, match=said):
+        batches.crop(0)
+    assert run_genesis("preview", "-d", 501, "-c", "3d_fullres", "-o", tmp_path / "a.png", "-n", 9) == 1
+    assert re.search(said, capsys.readouterr().err.splitlines()[-1])
