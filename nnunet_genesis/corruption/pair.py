@@ -14,6 +14,9 @@ from nnunet_genesis.corruption.recipe import RECIPES, Recipe
 from nnunet_genesis.corruption.value_range import value_range
 from nnunet_genesis.errors import DatasetError
 
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes of a number → whole numbers as wide."""
+
 
 @dataclass(frozen=True)
 class PairParams:
@@ -105,8 +108,13 @@ def _check(patch: Tensor, params: PairParams) -> None:
 
 
 def _flipped(patch: Tensor, params: PairParams) -> Tensor:
-    """A mirrored copy (C, *spatial); the only place where patches are mirrored."""
-    return patch.flip([axis + 1 for axis in params.flips]).contiguous()
+    """A mirrored copy (C, *spatial); the only place where patches are mirrored.
+
+    In numpy's memory, like the corrupted one: where torch's and numpy's take turns, a process keeps up to eight copies.
+    """
+    bits = patch.view(_BITS[patch.itemsize]).numpy()  # numpy does not know bfloat16
+    mirrored = np.array(np.flip(bits, tuple(axis + 1 for axis in params.flips)), order="C")
+    return torch.from_numpy(mirrored).view(patch.dtype)
 
 
 def _apply_loss_masks(target: Tensor, params: PairParams, ignored: Tensor | None) -> None:
