@@ -35,9 +35,9 @@ from stratified import strata
 from torch.utils.data import Dataset
 
 from nnunet_genesis.batches import load
-from nnunet_genesis.corruption import RECIPES, apply_params, compile_loops, make_pair, sample_params
+from nnunet_genesis.corruption import RECIPES, apply_params, compile_loops, sample_params
 from nnunet_genesis.files import write_json
-from nnunet_genesis.pretraining.patches import contrast, pad, random_window
+from nnunet_genesis.pretraining.patches import contrast, random_window, stacked
 from nnunet_genesis.volume_index import read_volume
 
 PATCHES = [(128, 128, 128), (160, 160, 160)]
@@ -126,41 +126,40 @@ def one_round(folder: Path, patch: tuple[int, ...], copy: Callable[[int], None],
     for name, halves in PAIRS.items():
         for half, recipe in enumerate(halves):
             params = timed(partial(sample_params, clean.shape, recipe, rng), f"sample params, `{name}`", half)
-            pair = timed(partial(apply_params, clean, params), f"pair, `{name}`", half)
-    batch = [pair, make_pair(clean, RECIPES["released"], rng)]
-    timed(
-        lambda: [torch.stack([pad(one, patch, 0.0) for one in some]) for some in zip(*batch, strict=True)], PADDING, 0
-    )
-    spent[PADDING, 0] /= BATCH
+            timed(partial(apply_params, clean, params), f"pair, `{name}`", half)
     return spent
 
 
 class Stamped(Dataset[dict[str, Any]]):
-    """Batches that say what the processor had done when they were ready, and for how long it made them."""
+    """Batches of whole patches that say what the processor had done when they were ready, and how long it made them."""
 
-    def __init__(self, patch: Sequence[int]) -> None:
+    def __init__(self, patch: tuple[int, ...]) -> None:
         """Take the shape of a patch."""
-        self.batch = torch.ones(BATCH, 1, *patch)
+        self.patch = patch
+        self.pairs = [torch.ones(BATCH, 1, *patch) for _ in ("data", "target")]
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """New tensors, as a batch has: those that were sent already would cost nothing."""
         began = time.thread_time()
-        batch = {"data": self.batch.clone(), "target": self.batch.clone()}
-        return batch | {"making": time.thread_time() - began, "ready": time.process_time()}
+        data, target = (stacked(patches, self.patch, 0.0) for patches in self.pairs)
+        making = time.thread_time() - began
+        return {"data": data, "target": target, "making": making, "ready": time.process_time()}
 
 
-def transport(patch: Sequence[int], rounds: int) -> dict[str, float]:
-    """Milliseconds per patch to bring input and target from a worker process to memory of the trainer."""
-    own, worker, trainer = torch.zeros(BATCH, 1, *patch), [], []
+def transport(patch: tuple[int, ...], rounds: int) -> dict[str, float]:
+    """Milliseconds per patch to stack input and target in a worker, and to bring them to the trainer's memory."""
+    own, making, worker, trainer = torch.zeros(BATCH, 1, *patch), [], [], []
     before, ready = time.process_time(), math.nan
     for batch in load(Stamped(patch), range(rounds + 3), 1, pin_memory=False):
         own.copy_(batch["data"])
         own.copy_(batch["target"])
+        making.append(batch["making"])
         worker.append(batch["ready"] - batch["making"] - ready)
         trainer.append(time.process_time() - before)
         before, ready = time.process_time(), batch["ready"]
-    parts = [1000 / BATCH * statistics.median(times[2:]) for times in (worker, trainer)]  # the first ones start it up
-    return dict(zip(TRANSPORT, parts, strict=True))
+    steady = [times[2:] for times in (making, worker, trainer)]  # the first ones start it up
+    parts = [1000 / BATCH * statistics.median(times) for times in steady]
+    return dict(zip((PADDING, *TRANSPORT), parts, strict=True))
 
 
 def report(results: dict[str, Any]) -> None:

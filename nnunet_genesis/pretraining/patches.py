@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from nnunet_genesis.corruption import PairParams, Recipe, apply_params, sample_params
 from nnunet_genesis.errors import DatasetError, GenesisError, SettingsError, printable, reason
@@ -74,13 +74,10 @@ class PatchBatches(Dataset[dict[str, Any]]):
         begin = number * self.global_batch_size + self.first
         crops, params, keys, ignored = zip(*(self.crop(begin + i) for i in range(self.batch_size)), strict=True)
         corrupted, target = zip(*map(apply_params, crops, params, ignored), strict=True)
-        data, goal = self._padded(corrupted, 0.0), self._padded(target, math.nan)
+        data, goal = stacked(corrupted, self.patch_size, 0.0), stacked(target, self.patch_size, math.nan)
         if self.recipe.masking.leaves_out:
             data = shown_unless_restored(data, goal)
         return {"keys": list(keys), "data": data, "target": goal}
-
-    def _padded(self, patches: Iterable[torch.Tensor], value: float) -> torch.Tensor:
-        return torch.stack([pad(patch, self.patch_size, value) for patch in patches])
 
     def crop(self, k: int) -> tuple[torch.Tensor, PairParams, str, torch.Tensor | None]:
         """Sample `k`: a clean crop, float32 (C, *at most the patch), params of its pair, the case, what is ignored.
@@ -193,7 +190,9 @@ def contrast(crop: np.ndarray[Any, Any], ignored: torch.Tensor | None, usual: np
         The largest multiple of all channels; 0 where all voxels are ignored.
     """
     seen = crop.reshape(len(crop), -1) if ignored is None else crop[:, ~ignored.numpy()]
-    variation = np.nanstd(seen, axis=1) if seen.size else np.zeros(len(crop))
+    variation = np.std(seen, axis=1) if seen.size else np.zeros(len(crop))
+    if np.isnan(variation).any():
+        variation = np.nanstd(seen, axis=1)  # which gives the same where there is no NaN, in three times the time
     return float(np.nanmax(variation / np.maximum(usual, 1e-12)))
 
 
@@ -279,9 +278,17 @@ def random_window(
     return (slice(None), starts[0], *window[1:]) if len(patch_size) == 2 else (slice(None), *window)
 
 
+def stacked(patches: Iterable[torch.Tensor], patch_size: tuple[int, ...], value: float) -> torch.Tensor:
+    """Padded patches (C, *spatial) as one tensor (B, C, *patch_size); in a loading process in memory that is shared."""
+    batch: torch.Tensor = default_collate([pad(patch, patch_size, value) for patch in patches])
+    return batch
+
+
 def pad(patch: torch.Tensor, patch_size: tuple[int, ...], value: float) -> torch.Tensor:
-    """Pad (C, *spatial) on both sides to (C, *patch_size)."""
+    """Pad (C, *spatial) on both sides to (C, *patch_size); the same tensor where nothing is missing."""
     missing = [want - have for have, want in zip(patch.shape[1:], patch_size, strict=True)]
+    if not any(missing):
+        return patch
     sides = [side for gap in reversed(missing) for side in (gap // 2, gap - gap // 2)]
     return torch.nn.functional.pad(patch, sides, value=value)
 

@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_genesis.batches import load
 from nnunet_genesis.corruption import RECIPES, make_pair
-from nnunet_genesis.pretraining.patches import ATTEMPTS, TRAINING, VALIDATION, random_window, ranked
+from nnunet_genesis.pretraining.patches import (
+    ATTEMPTS,
+    TRAINING,
+    VALIDATION,
+    contrast,
+    pad,
+    random_window,
+    ranked,
+    stacked,
+)
 from nnunet_genesis.volume_index import spread
 from tests.pretraining.test_patches import PLAIN, Volumes, batches, noise
 
@@ -143,3 +153,34 @@ def test_validation_takes_one_crop_of_a_volume_at_a_time():
     one, other = (batches(volumes, stream=VALIDATION, crops_per_volume=crops)[1] for crops in (1, 4))
     assert one["keys"] == other["keys"]
     assert torch.equal(one["data"], other["data"])
+
+
+@pytest.mark.parametrize("missing", [0, 5])
+def test_contrast_is_the_deviation_of_what_is_known(missing):
+    crop = np.random.default_rng(0).normal(3, 2, (2, 4, 5, 6)).astype(np.float32)
+    crop.reshape(2, -1)[:, :missing] = np.nan
+    ignored = torch.zeros((4, 5, 6), dtype=torch.bool)
+    ignored[0] = True
+    for mask in (None, ignored):
+        known = [channel[~np.isnan(channel)] for channel in (crop if mask is None else crop[:, 1:])]
+        expected = max(channel.astype(np.float64).std() / usual for channel, usual in zip(known, (2, 1), strict=True))
+        assert contrast(crop, mask, np.array([2.0, 1.0])) == pytest.approx(expected, rel=1e-5)
+    assert contrast(crop, torch.ones_like(ignored), np.ones(2)) == 0
+
+
+class Stacked(torch.utils.data.Dataset):
+    def __getitem__(self, number):
+        batch = stacked([torch.full((1, 2, 3), 7.0), torch.full((1, 2, 2), 8.0)], (2, 3), 0.0)
+        return {"data": batch, "shared": batch.is_shared()}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_processes_stack_into_memory_that_the_trainer_sees(workers):
+    (batch,) = load(Stacked(), [0], workers, pin_memory=False)
+    assert batch["shared"] == bool(workers)
+    assert batch["data"].tolist() == [[[[7.0] * 3] * 2], [[[8.0, 8.0, 0.0]] * 2]]
+
+
+def test_a_patch_that_is_large_enough_is_not_copied():
+    patch = torch.zeros(1, 2, 3)
+    assert pad(patch, (2, 3), 0.0) is patch
