@@ -74,14 +74,7 @@ def plan_like(
     if plans_name == target_plans and target in datasets:
         raise DatasetError(f"The plans {plans_name} of {target} would be overwritten. Name others with -p.")
     changed = change(plans)
-    return _write(
-        {
-            name: _adapted(changed, name, description, plans_name, keep_data=name == target)
-            for name, description in descriptions.items()
-        },
-        descriptions,
-        settings,
-    )
+    return _write(_for_each(descriptions, changed, plans_name, target), descriptions, settings)
 
 
 def _refuse_other_channels(dataset: str, ours: list[str], other: str, theirs: list[str]) -> None:
@@ -137,14 +130,7 @@ def plan_from_template(
         for key in ("normalization_schemes", "use_mask_for_norm"):
             if key in configuration:
                 configuration[key] = [configuration[key][0]] * len(channels)
-    return _write(
-        {
-            name: _adapted(plans, name, description, plans_name, keep_data=False)
-            for name, description in descriptions.items()
-        },
-        descriptions,
-        settings,
-    )
+    return _write(_for_each(descriptions, plans, plans_name), descriptions, settings)
 
 
 def of_fold(datasets: Sequence[str], target: str, target_plans: str, fold: int) -> tuple[list[str], list[str]]:
@@ -176,6 +162,16 @@ def _names_of_cases(dataset: str) -> set[str]:
         folders = (found for found in preprocessed_folder(dataset).iterdir() if found.is_dir())
         files = (file for folder in folders for file in folder.iterdir() if file.suffix in (".b2nd", ".npz"))
         return {file.stem.removesuffix("_seg") for file in files}
+
+
+def _for_each(
+    descriptions: Mapping[str, dict[str, Any]], plans: dict[str, Any], plans_name: str, target: str = ""
+) -> dict[str, dict[str, Any]]:
+    """The plans for each dataset that is described; `target`, if it is one, has preprocessed data of the old name."""
+    return {
+        name: _adapted(plans, name, description, plans_name, keep_data=name == target)
+        for name, description in descriptions.items()
+    }
 
 
 def _adapted(
