@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_genesis.corruption import RECIPES, apply_params, make_pair, sample_params
+from nnunet_genesis.corruption import RECIPES, apply_params, make_pair, room_for, sample_params
 from nnunet_genesis.errors import DatasetError
 from tests.corruption.reference import SPATIAL, bits, dtypes, ends, noise, ordered, plain_pair, seeds, shapes
 
@@ -71,7 +71,9 @@ def test_patches_of_all_shapes_come_out_as_they_went_in(recipe, shape, dtype, se
 
 
 @settings(max_examples=60, deadline=None)
-@given(recipes, channels, shapes, seeds)
+@given(
+    recipes, channels, st.one_of(shapes, st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(30, 150))), seeds
+)
 def test_a_pair_is_that_of_the_plain_tellings(recipe, count, shape, seed):
     patch = noise((count, *shape), seed)
     params = sample_params(patch.shape, dataclasses.replace(light(recipe), flip_probability=0.3), rng(seed))
@@ -90,6 +92,28 @@ def test_the_same_seed_gives_the_same_pair_and_replays(recipe, count, shape, see
     sent = pickle.loads(pickle.dumps(params))
     for pair in (again, apply_params(patch, params), apply_params(patch, sent)):
         assert [bits(half) for half in pair] == [bits(half) for half in first]
+
+
+@settings(max_examples=40, deadline=None)
+@given(recipes, channels, shapes, seeds, st.sampled_from([torch.float16, torch.float32, torch.float64]))
+def test_a_room_that_was_used_before_gives_the_same_pair(recipe, count, shape, seed, dtype):
+    patch = noise((count, *shape), seed, dtype)
+    params = sample_params(patch.shape, light(recipe), rng(seed))
+    room = room_for(patch)
+    for used in room:
+        used.fill_(torch.inf)
+    pair = apply_params(patch, params, room=room)
+    assert [one is other for one, other in zip(pair, room, strict=True)] == [True, True]
+    assert [bits(one) for one in pair] == [bits(one) for one in apply_params(patch, params)]
+
+
+def test_a_room_for_other_patches_is_refused():
+    patch = torch.zeros(1, 8, 8, 8)
+    params = sample_params(patch.shape, RECIPES["paper"], rng())
+    for other in (torch.zeros(1, 8, 8, 7), patch.half()):
+        for room in (room_for(other), (room_for(patch)[0], room_for(other)[1])):
+            with pytest.raises(DatasetError, match="room for a pair is for .*, not for a patch of"):
+                apply_params(patch, params, room=room)
 
 
 @pytest.mark.parametrize("name", SINGLE)
