@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunet_genesis.corruption import RECIPES, apply_params, make_pair, room_for, sample_params
+from nnunet_genesis.corruption.corruption import Params
+from nnunet_genesis.corruption.cutout import CutoutParams
+from nnunet_genesis.corruption.pair import PairParams
 from nnunet_genesis.errors import DatasetError
-from tests.corruption.reference import SPATIAL, bits, dtypes, ends, noise, ordered, plain_pair, seeds, shapes
+from tests.corruption.reference import SPATIAL, bits, dtypes, ends, inside, noise, ordered, plain_pair, seeds, shapes
 
 SINGLE = RECIPES["released"].alone()
 ANY_NETWORK = [recipe for name, recipe in RECIPES.items() if name != "mae"]  # whose cells are those of a network
@@ -92,6 +95,31 @@ def test_the_same_seed_gives_the_same_pair_and_replays(recipe, count, shape, see
     sent = pickle.loads(pickle.dumps(params))
     for pair in (again, apply_params(patch, params), apply_params(patch, sent)):
         assert [bits(half) for half in pair] == [bits(half) for half in first]
+
+
+class Listening(Params):
+    """Changes nothing, and notes where its result is of use."""
+
+    def __init__(self):
+        self.regions = []
+
+    def apply(self, channel, low, high):
+        raise AssertionError("not everywhere")
+
+    def apply_where_kept(self, channel, low, high, region):
+        self.regions.append(region)
+
+
+@pytest.mark.parametrize("outer", [True, False])
+def test_a_corruption_knows_what_the_next_one_overwrites(outer):
+    one, cutout = Listening(), CutoutParams(outer, (((2, 5), (0, 4)),), 0)
+    apply_params(noise((1, 8, 9)), PairParams((1, 8, 9), (), ((one, None, cutout),), (0.5, 99.5)))
+    apply_params(noise((1, 8, 9)), PairParams((1, 8, 9), (), ((cutout, one),), (0.5, 99.5)))
+    for (cells, cuts), expected in zip(
+        one.regions, [inside((8, 9), cutout) == outer, np.ones((8, 9), bool)], strict=True
+    ):
+        rows, columns = (np.repeat(np.arange(len(cut) - 1), np.diff(cut)) for cut in cuts)
+        assert np.array_equal(cells[np.ix_(rows, columns)], expected)
 
 
 @settings(max_examples=40, deadline=None)

@@ -79,7 +79,8 @@ def test_a_batch_keeps_what_it_has_when_others_follow():
     several = [stream[number] for number in range(6)]
     for number, batch in enumerate(several):
         assert same(batch, batches(VOLUMES, batch_size=3, global_batch_size=3)[number])
-    assert {"case0"} < {key for batch in several for key in batch["keys"]}
+    most = max(batch["keys"].count("case0") for batch in several)
+    assert 0 < most == len(stream._room)
 
 
 def test_streams_seeds_and_numbers_differ():
