@@ -80,9 +80,9 @@ def torchrun_agent(number: int, port: int, words: Sequence[str]) -> int:
 
 
 def numbered_agent(number: int, port: int, words: Sequence[str]) -> int:
-    """As `forking_agent`, but that each machine is told its number (`--node-rank`) and where the first one is."""
+    """As `forking_agent`, but that each machine is told its number (`--node-rank`); restarts are refused then."""
     config = LaunchConfig(2, 2, 1, run_id="1", rdzv_endpoint=f"localhost:{port}", rdzv_backend="static",
-                          rdzv_configs={"rank": number}, max_restarts=RESTARTS, start_method="fork",
+                          rdzv_configs={"rank": number}, max_restarts=0, start_method="fork",
                           monitor_interval=0.1)  # fmt: skip
     elastic_launch(config, train)(*words[1:])
     return 0
@@ -157,7 +157,7 @@ def signal_all(numbers: Sequence[int], what: signal.Signals) -> None:
 
 def process_killed(pair: Pair, rng: np.random.Generator) -> None:
     """Of one of both machines."""
-    signal_all(below(pair.agents[rng.integers(2)].number)[-1:], signal.SIGKILL)
+    signal_all(below(pair.agents[rng.integers(2)].number)[:1], signal.SIGKILL)
 
 
 def second_killed(pair: Pair, rng: np.random.Generator) -> None:

@@ -60,7 +60,7 @@ def train(*arguments: str) -> None:
 
 def agent(words: list[str], arguments: list[str], process: Callable[..., None] = train) -> None:
     """What torchrun is on one of two machines, but that its processes are forked."""
-    usual = ["--nnodes", "2", "--max-restarts", "1", "--monitor-interval", "0.1"]
+    usual = ["--nnodes", "2", "--monitor-interval", "0.1"]
     config, _, _ = config_from_args(parse_args([*usual, *words, "-m", "nnunet_genesis.distributed"]))
     config.start_method = "fork"
     elastic_launch(config, process)(*arguments)
@@ -89,8 +89,9 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 def test_two_machines_of_which_one_loses_a_process_train_like_one_process(base: Path, alone):
     """Two agents, two processes each, 20 steps; that one is killed in the third epoch costs a restart of all."""
     (output(base) / "signal").write_text(f"{signal.SIGKILL:d} 3 2 3 train")
-    words = ["--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}"]
-    assert forked(agent, [([*words, "--rdzv-id", "1"], ARGUMENTS)] * 2) == [0, 0]
+    endpoint = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}", "--rdzv-id", "1"]
+    words = ["--nproc-per-node", "2", "--max-restarts", "1", *endpoint]
+    assert forked(agent, [(words, ARGUMENTS)] * 2) == [0, 0]
     assert not (output(base) / "signal").exists()
     assert_same(checkpoint(output(base)), alone)
     logs = sorted(output(base).glob("training_log_*.txt"))
