@@ -12,7 +12,7 @@ Where the agents do not end with 0 after that, they are killed, and both are sta
 epochs and the same weights as without a fault; what reads as complete must be so at any time.
 
     PYTHONPATH=. python benchmarks/node_faults.py --tries 10 --seed 0
-    PYTHONPATH=. python benchmarks/node_faults.py --tries 2 --steps pre-train --torchrun
+    PYTHONPATH=. python benchmarks/node_faults.py --tries 2 --steps pre-train --agents torchrun
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "nnUNet_compile": "0"}
-os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+os.environ |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TORCH_ELASTIC_WORKER_IDENTICAL": "1"}  # as in the docs
 
 import numpy as np
 from measuring import facts, table
@@ -43,6 +43,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from workflow_steps import EPOCHS, STEPS, Process, Step, begin, make_world, quick_trainings, remove, restore, start
 
 from nnunet_genesis import distributed
+from nnunet_genesis.interruption import unwatch
 from tests.conftest import threads_for_processes
 
 RESTARTS = 3
@@ -54,6 +55,7 @@ GRACE = 10
 
 def train(*arguments: str) -> None:
     """The process of a machine."""
+    unwatch()  # a fork has the agent's handler of SIGTERM, which a process that waits for others never calls
     sys.argv = ["nnunet_genesis.distributed", *arguments]
     with quick_trainings() as patch:
         threads_for_processes(patch)
@@ -69,12 +71,24 @@ def forking_agent(number: int, port: int, words: Sequence[str]) -> int:
     return 0
 
 
-def agent(number: int, port: int, words: Sequence[str]) -> int:
+def torchrun_agent(number: int, port: int, words: Sequence[str]) -> int:
     """Torchrun, with a process that imports everything anew."""
     torchrun.main(["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint",
                    f"localhost:{port}", "--rdzv-id", "1", "--rdzv-conf", f"is_host={int(number == 0)}",
                    "--max-restarts", str(RESTARTS), "-m", "nnunet_genesis.distributed", *words[1:]])  # fmt: skip
     return 0
+
+
+def numbered_agent(number: int, port: int, words: Sequence[str]) -> int:
+    """As `forking_agent`, but that each machine is told its number (`--node-rank`); restarts are refused then."""
+    config = LaunchConfig(2, 2, 1, run_id="1", rdzv_endpoint=f"localhost:{port}", rdzv_backend="static",
+                          rdzv_configs={"rank": number}, max_restarts=0, start_method="fork",
+                          monitor_interval=0.1)  # fmt: skip
+    elastic_launch(config, train)(*words[1:])
+    return 0
+
+
+AGENTS = {"forking": forking_agent, "torchrun": torchrun_agent, "numbered": numbered_agent}
 
 
 class Pair:
@@ -143,7 +157,7 @@ def signal_all(numbers: Sequence[int], what: signal.Signals) -> None:
 
 def process_killed(pair: Pair, rng: np.random.Generator) -> None:
     """Of one of both machines."""
-    signal_all(below(pair.agents[rng.integers(2)].number)[-1:], signal.SIGKILL)
+    signal_all(below(pair.agents[rng.integers(2)].number)[:1], signal.SIGKILL)
 
 
 def second_killed(pair: Pair, rng: np.random.Generator) -> None:
@@ -252,12 +266,12 @@ def main() -> None:
     parser.add_argument("--tries", type=int, default=10, help="of each fault in each training (%(default)s)")
     parser.add_argument("--steps", nargs="+", choices=trainings, default=trainings, help="trainings (all)")
     parser.add_argument("--faults", nargs="+", choices=list(FAULTS), default=list(FAULTS), help="(all)")
-    parser.add_argument("--torchrun", action="store_true", help="the command itself, which imports everything anew")
+    parser.add_argument("--agents", choices=list(AGENTS), default="forking", help="torchrun: the command (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", type=Path, help="report to write")
     chosen = parser.parse_args()
     rng, began, tallies = np.random.default_rng(chosen.seed), time.monotonic(), list[Tally]()
-    kind = agent if chosen.torchrun else forking_agent
+    kind = AGENTS[chosen.agents]
     with tempfile.TemporaryDirectory() as folder:
         world = Path(folder) / "world"
         world.mkdir()
