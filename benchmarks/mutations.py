@@ -185,15 +185,19 @@ def measure(module: str, count: int, seed: int, folder: Path, earlier: dict[str,
     tried = len(sample)
     if earlier:
         keys = [(one["lines"], one["before"], one["after"]) for one in earlier["survivors"]]
-        sample = [one for one in sample if (list(one["lines"]), one["before"], one["after"]) in keys]
-        tests, tried = [name for name in tests if name not in earlier["tests"]], earlier["tried"]
+        sample = [one for one in everything if (list(one["lines"]), one["before"], one["after"]) in keys]
+        tests, tried = [name for name in tests if name not in earlier["tests"]] or tests, earlier["tried"]
     reaching, survivors = who_reaches(folder, path, tests, module in UNSEEN), []
-    for number, fault in enumerate(sample, start=1):
+    none = {"inside": False, "source": source}
+    for number, fault in enumerate([none, *sample]):
         path.write_text(fault.pop("source"))
         os.utime(path, (began + number, began + number))  # bytecode is renewed when the second changes
         chosen = reaching(fault)
         limit = min(LIMIT, 20 + 3 * round(sum(chosen.values())))
-        if not chosen or in_a_process(lambda names=list(chosen): run(folder, names), limit) == 0:  # type: ignore[misc]
+        passed = not chosen or in_a_process(lambda names=list(chosen): run(folder, names), limit) == 0  # type: ignore[misc]
+        if fault is none and not passed:
+            raise SystemExit(f"The tests of {module} fail in another order, or in processes of {limit} s, as they are.")
+        if fault is not none and passed:
             survivors.append(fault)
             print(f"  survives, line {fault['lines'][0]}: {fault['before']}  ->  {fault['after']}", flush=True)
     path.write_text(source)
@@ -224,7 +228,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20, help="faults per module (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (%(default)s)")
     parser.add_argument("--json", type=Path, help="file for the results")
-    parser.add_argument("--after", type=Path, help="results of the same code with fewer tests: try its survivors")
+    parser.add_argument("--after", type=Path, help="results of the same code with other tests: try its survivors")
     arguments = parser.parse_args()
     results = []
     earlier = {one["module"]: one for one in json.loads(arguments.after.read_text())} if arguments.after else {}
