@@ -81,7 +81,7 @@ MAKES_READY = ("planning.py", "preprocessing.py")
 """Modules whose faults change the datasets that trainings start from; for others these are made once."""
 
 LIMIT = 120
-"""Most seconds of processor time after which a fault counts as noticed: its tests hang."""
+"""Seconds of processor time after which a fault counts as noticed: its tests hang. Often it is fewer."""
 
 
 class Reached:
@@ -124,16 +124,16 @@ class Reached:
         return result
 
 
-def in_a_process(work: Callable[[], int], limit: int = LIMIT) -> int:
-    """Exit code of some work in a process of its own; that of a process that was killed is negative."""
+def in_a_process(work: Callable[[], int], seconds: int = 5 * LIMIT) -> int:
+    """Exit code of some work in a process of its own; negative where it was killed, as it is after some seconds."""
     child = os.fork()
     if child == 0:
         os.setsid()
         silent = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
             os.dup2(silent, stream)
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
-        signal.alarm(5 * limit)
+        resource.setrlimit(resource.RLIMIT_CPU, (min(seconds, LIMIT),) * 2)
+        signal.alarm(seconds)
         os._exit(work())
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with suppress(ProcessLookupError):
@@ -193,10 +193,10 @@ def measure(module: str, count: int, seed: int, folder: Path, earlier: dict[str,
         path.write_text(fault.pop("source"))
         os.utime(path, (began + number, began + number))  # bytecode is renewed when the second changes
         chosen = reaching(fault)
-        limit = min(LIMIT, 20 + 3 * round(sum(chosen.values())))
+        limit = 30 + 3 * round(sum(chosen.values()))
         passed = not chosen or in_a_process(lambda names=list(chosen): run(folder, names), limit) == 0  # type: ignore[misc]
         if fault is none and not passed:
-            raise SystemExit(f"The tests of {module} fail in another order, or in processes of {limit} s, as they are.")
+            raise SystemExit(f"The tests of {module} fail in another order, or take more than {limit} s, as they are.")
         if fault is not none and passed:
             survivors.append(fault)
             print(f"  survives, line {fault['lines'][0]}: {fault['before']}  ->  {fault['after']}", flush=True)
