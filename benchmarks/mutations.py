@@ -50,8 +50,8 @@ TESTS = {
     "export.py": ("test_export.py",),
     "checkpoints/reading.py": (*(f"checkpoints/test_{name}.py" for name in ("reading", "bounds", "foreign", "nnunet_v1",
                                "nnunet_v2", "models_genesis", "nnssl")), "hub/test_publishing.py"),
-    "checkpoints/pickle_scan.py": ("checkpoints/test_reading.py", "checkpoints/test_bounds.py",
-                                   "checkpoints/test_nnunet_v1.py"),
+    "checkpoints/pickle_scan.py": tuple(f"checkpoints/test_{name}.py" for name in ("pickle_scan", "reading", "bounds",
+                                        "nnunet_v1")),
     **dict.fromkeys(("transfer/layers.py", "transfer/matching.py"), tuple(f"transfer/test_{name}.py" for name in (
         "structure", "sources", "report", "axes", "heads", "original_sizes", "comparison", "channels"))),
     "transfer/kernels.py": ("transfer/test_kernels.py", "transfer/test_structure.py"),
