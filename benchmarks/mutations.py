@@ -60,8 +60,8 @@ TESTS = {
     "nnunet_dataset.py": ("test_nnunet_dataset.py", "test_planning.py", "test_plans_checks.py", "test_primus_plans.py",
                           "test_preprocessing.py", "transfer/test_channels.py", "trainers/test_into_plans.py",
                           "test_planning_several.py"),
-    "settings.py": ("test_settings_base.py", "corruption/test_recipe.py", "test_folds.py", "test_planning.py",
-                    "trainers/test_finetuning_rules.py", "trainers/test_layer_rates.py",
+    "settings.py": ("test_settings_base.py", "test_settings_ranges.py", "corruption/test_recipe.py", "test_folds.py",
+                    "test_planning.py", "trainers/test_finetuning_rules.py", "trainers/test_layer_rates.py",
                     "pretraining/test_optimiser.py", "pretraining/test_several_datasets.py",
                     "corruption/test_documented.py"),
     **{f"corruption/{name}.py": tuple(f"corruption/test_{test}.py" for test in tests) for name, tests in {
