@@ -6,6 +6,7 @@ again and again: it starts anew, and something happens after a random part of th
 - a process is killed: torchrun has to start both again by itself (`--max-restarts 3`);
 - the second machine, an agent with its process, is killed, and the same command is started there again;
 - it falls silent instead (SIGSTOP: connections stay open), and the same command is started elsewhere;
+- the agent alone is killed, its process is not, and the same command is started again;
 - the first machine, where the agents meet, is killed.
 
 Where the agents do not end with 0 after that, they are killed, and both are started again. The end must have as many
@@ -99,7 +100,8 @@ class Pair:
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             self.port = int(probe.getsockname()[1])
-        self.world, self.step, self.kind, self.others = world, step, kind, list[Process]()
+        self.world, self.step, self.kind = world, step, kind
+        self.others, self.strays = list[Process](), list[int]()
         self.agents = [self.launch(number) for number in (0, 1)]
 
     def launch(self, number: int) -> Process:
@@ -121,6 +123,7 @@ class Pair:
         codes = [one.code for one in self.agents]
         for one in (*self.agents, *self.others):
             lose(one)
+        signal_all(self.strays, signal.SIGKILL)
         return codes
 
     def said(self) -> str:
@@ -175,6 +178,15 @@ def second_silent(pair: Pair, rng: np.random.Generator) -> None:
     pair.agents[1] = pair.launch(1)
 
 
+def agent_killed(pair: Pair, rng: np.random.Generator) -> None:
+    """The second one, alone; the same command is given again, while its process may live on."""
+    left = pair.agents[1]
+    pair.strays += below(left.number)
+    os.kill(left.number, signal.SIGKILL)
+    pair.others.append(left)
+    pair.agents[1] = pair.launch(1)
+
+
 def first_killed(pair: Pair, rng: np.random.Generator) -> None:
     """The other is alone."""
     lose(pair.agents[0])
@@ -182,7 +194,8 @@ def first_killed(pair: Pair, rng: np.random.Generator) -> None:
 
 FAULTS = {
     "a process killed": process_killed, "second machine lost, started again": second_killed,
-    "second machine silent, another started": second_silent, "first machine lost": first_killed,
+    "second machine silent, another started": second_silent, "second agent killed, started again": agent_killed,
+    "first machine lost": first_killed,
 }  # fmt: skip
 
 
