@@ -20,6 +20,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +45,45 @@ TESTS = {
     "interruption.py": ("trainers/test_ranks.py", "trainers/test_distributed.py"),
     "distributed.py": ("trainers/test_ranks.py", "trainers/test_distributed.py"),
     "ranks.py": ("trainers/test_ranks.py", "trainers/test_distributed.py"),
-}
+    "pretraining/volumes.py": ("pretraining/test_several_datasets.py", "trainers/test_several_datasets.py",
+                               "trainers/test_pretraining_outputs.py"),
+    "export.py": ("test_export.py",),
+    "checkpoints/reading.py": (*(f"checkpoints/test_{name}.py" for name in ("reading", "bounds", "foreign", "nnunet_v1",
+                               "nnunet_v2", "models_genesis", "nnssl")), "hub/test_publishing.py"),
+    "checkpoints/pickle_scan.py": tuple(f"checkpoints/test_{name}.py" for name in ("pickle_scan", "reading", "bounds",
+                                        "nnunet_v1")),
+    **dict.fromkeys(("transfer/layers.py", "transfer/matching.py"), tuple(f"transfer/test_{name}.py" for name in (
+        "structure", "sources", "report", "axes", "heads", "original_sizes", "comparison", "channels"))),
+    "transfer/kernels.py": ("transfer/test_kernels.py", "transfer/test_structure.py"),
+    "folds.py": ("test_folds.py",),
+    "files.py": ("test_files_and_parallel.py", "test_plans_checks.py", "test_volume_index.py"),
+    "nnunet_dataset.py": ("test_nnunet_dataset.py", "test_planning.py", "test_plans_checks.py", "test_primus_plans.py",
+                          "test_preprocessing.py", "transfer/test_channels.py", "trainers/test_into_plans.py",
+                          "test_planning_several.py"),
+    "settings.py": ("test_settings_base.py", "test_settings_ranges.py", "corruption/test_recipe.py", "test_folds.py",
+                    "test_planning.py", "trainers/test_finetuning_rules.py", "trainers/test_layer_rates.py",
+                    "pretraining/test_optimiser.py", "pretraining/test_several_datasets.py",
+                    "corruption/test_documented.py"),
+    **{f"corruption/{name}.py": tuple(f"corruption/test_{test}.py" for test in tests) for name, tests in {
+        "boxes": ("cutout", "shuffling", "pair"), "compiled": ("cutout", "shuffling", "intensity", "pair", "compiled"),
+        "corruption": ("recipe", "pair", "masking", "documented"), "cutout": ("cutout", "pair", "recipe"),
+        "intensity": ("intensity", "pair", "recipe"), "masking": ("masking", "pair", "recipe"),
+        "pair": ("pair", "transforms", "documented", "compiled"), "recipe": ("recipe", "documented", "pair"),
+        "shuffling": ("shuffling", "pair", "recipe"), "transforms": ("transforms", "documented"),
+        "value_range": ("value_range", "pair"),
+    }.items()},
+}  # fmt: skip
 """Module → its tests; those that do not exist are passed over."""
 
-FORKED = ("interruption.py", "distributed.py", "ranks.py")
-"""Modules that forked processes run, where no line is noted: every test may reach every line of theirs."""
+UNSEEN = ("parallel.py", "interruption.py", "distributed.py", "ranks.py", "corruption/compiled.py",
+          "checkpoints/reading.py", "checkpoints/pickle_scan.py")  # fmt: skip
+"""Modules that other processes or machine code run, where no line is noted: every test may reach every line."""
 
 MAKES_READY = ("planning.py", "preprocessing.py")
 """Modules whose faults change the datasets that trainings start from; for others these are made once."""
 
 LIMIT = 120
-"""Seconds of processor time after which a fault counts as noticed: its tests hang."""
+"""Seconds of processor time after which a fault counts as noticed: its tests hang. Often it is fewer."""
 
 
 class Reached:
@@ -97,17 +126,21 @@ class Reached:
         return result
 
 
-def in_a_process(work: Callable[[], int]) -> int:
-    """Exit code of some work in a process of its own; that of a process that was killed is negative."""
+def in_a_process(work: Callable[[], int], seconds: int = 5 * LIMIT) -> int:
+    """Exit code of some work in a process of its own; negative where it was killed, as it is after some seconds."""
     child = os.fork()
     if child == 0:
+        os.setsid()
         silent = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
             os.dup2(silent, stream)
-        resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
-        signal.alarm(20 * LIMIT)
+        resource.setrlimit(resource.RLIMIT_CPU, (min(seconds, LIMIT),) * 2)
+        signal.alarm(seconds)
         os._exit(work())
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # what it has started, and left behind when it was killed
+    return code
 
 
 def run(folder: Path, tests: list[str], *plugins: Any) -> int:
@@ -118,8 +151,13 @@ def run(folder: Path, tests: list[str], *plugins: Any) -> int:
     return int(pytest.main(["-x", "-q", "-k", "not kill_and_go_on", *where, *tests], plugins=list(plugins)))
 
 
-def who_reaches(folder: Path, path: Path, tests: list[str], forked: bool) -> Callable[[int, int], list[str]]:
-    """A function that names the tests that reach one of some lines, or all where that is not known; quickest first."""
+def who_reaches(
+    folder: Path, path: Path, tests: list[str], unseen: bool
+) -> Callable[[dict[str, Any]], dict[str, float]]:
+    """A function from a fault to the tests that reach it, or to all where that is not known, and their seconds.
+
+    The quickest test comes first.
+    """
     note = folder.parent / "reached.json"
 
     def watched() -> int:
@@ -132,7 +170,11 @@ def who_reaches(folder: Path, path: Path, tests: list[str], forked: bool) -> Cal
         raise SystemExit(f"The tests of {path.name} fail as they are: {' '.join(tests)}")
     lines, seconds = json.loads(note.read_text())
     order = sorted(lines, key=seconds.__getitem__)
-    return lambda first, last: [name for name in order if forked or any(first <= at <= last for at in lines[name])]
+    return lambda fault: {
+        name: seconds[name]
+        for name in order
+        if unseen or not fault["inside"] or any(fault["lines"][0] <= at <= fault["lines"][1] for at in lines[name])
+    }
 
 
 def measure(module: str, count: int, seed: int, folder: Path, earlier: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -145,14 +187,19 @@ def measure(module: str, count: int, seed: int, folder: Path, earlier: dict[str,
     tried = len(sample)
     if earlier:
         keys = [(one["lines"], one["before"], one["after"]) for one in earlier["survivors"]]
-        sample = [one for one in sample if (list(one["lines"]), one["before"], one["after"]) in keys]
-        tests, tried = [name for name in tests if name not in earlier["tests"]], earlier["tried"]
-    reaching, survivors = who_reaches(folder, path, tests, module in FORKED), []
-    for number, fault in enumerate(sample, start=1):
+        sample = [one for one in everything if (list(one["lines"]), one["before"], one["after"]) in keys]
+        tests, tried = [name for name in tests if name not in earlier["tests"]] or tests, earlier["tried"]
+    reaching, survivors = who_reaches(folder, path, tests, module in UNSEEN), []
+    none = {"inside": False, "source": source}
+    for number, fault in enumerate([none, *sample]):
         path.write_text(fault.pop("source"))
         os.utime(path, (began + number, began + number))  # bytecode is renewed when the second changes
-        chosen = reaching(*fault["lines"]) if fault["inside"] else tests
-        if not chosen or in_a_process(lambda chosen=chosen: run(folder, chosen)) == 0:  # type: ignore[misc]
+        chosen = reaching(fault)
+        limit = 30 + 3 * round(sum(chosen.values()))
+        passed = not chosen or in_a_process(lambda names=list(chosen): run(folder, names), limit) == 0  # type: ignore[misc]
+        if fault is none and not passed:
+            raise SystemExit(f"The tests of {module} fail in another order, or take more than {limit} s, as they are.")
+        if fault is not none and passed:
             survivors.append(fault)
             print(f"  survives, line {fault['lines'][0]}: {fault['before']}  ->  {fault['after']}", flush=True)
     path.write_text(source)
@@ -183,7 +230,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20, help="faults per module (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (%(default)s)")
     parser.add_argument("--json", type=Path, help="file for the results")
-    parser.add_argument("--after", type=Path, help="results of the same code with fewer tests: try its survivors")
+    parser.add_argument("--after", type=Path, help="results of the same code with other tests: try its survivors")
     arguments = parser.parse_args()
     results = []
     earlier = {one["module"]: one for one in json.loads(arguments.after.read_text())} if arguments.after else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 from nnunet_genesis.errors import DatasetError, reason
@@ -65,10 +66,8 @@ def _default_splits(plans: dict[str, Any]) -> list[list[str]]:
 
 def _first_preprocessed(plans: dict[str, Any]) -> list[str]:
     """The cases of the first configuration that is preprocessed: all have the same ones."""
-    for last, configuration in enumerate(plans["configurations"], start=1):
-        try:
+    *others, last = plans["configurations"]
+    for configuration in others:
+        with suppress(DatasetError):
             return preprocessed_cases(plans, configuration)
-        except DatasetError:
-            if last == len(plans["configurations"]):
-                raise
-    return []
+    return preprocessed_cases(plans, last)

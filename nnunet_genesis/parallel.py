@@ -56,8 +56,6 @@ def each_case(
                 "A worker process was killed, most likely because memory ran out. "
                 "Run the same command again with a smaller -np; finished cases are kept."
             ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _end_with_parent() -> None:

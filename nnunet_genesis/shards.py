@@ -47,7 +47,7 @@ def claimed(locks: Path, shard: Shard) -> Iterator[None]:
         GenesisError: Another run has some of these cases, or the folder cannot be written to.
     """
     with _held(locks / f"{file_name(shard)}.lock", 0):
-        for other in sorted(locks.glob("*_of_*.lock")):
+        for other in locks.glob("*_of_*.lock"):
             count = re.fullmatch(r"\d+_of_(\d+)\.lock", other.name, re.ASCII)
             if count and int(count[1]) != shard[1]:
                 with _held(other, MOMENT):

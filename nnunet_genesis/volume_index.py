@@ -274,7 +274,7 @@ def _listed(folder: Path) -> tuple[str, list[str]]:
         cases = [name.removesuffix(ending) for name in names if name.endswith(ending)]
         cases = [case for case in cases if not (ending == ".b2nd" and case.endswith("_seg"))]
         if cases:
-            return ending, sorted(cases, key=os.fsencode)
+            return ending, sorted(cases)
     raise DatasetError(f"There are no volumes in {folder}. Preprocess the dataset.")
 
 
@@ -308,11 +308,7 @@ def _computed(folder: Path, ending: str, cases: Sequence[str], stamps: Mapping[s
             return row | {"flaws": reason(error, 80).encode()}
 
     with ThreadPoolExecutor(THREADS, "index") as pool:
-        try:
-            yield from tqdm(pool.map(of, cases), "Index of the volumes", len(cases), unit="case",
-                            disable=len(cases) < 10)  # fmt: skip
-        finally:
-            pool.shutdown(cancel_futures=True)
+        yield from tqdm(pool.map(of, cases), "Index of the volumes", len(cases), unit="case", disable=len(cases) < 10)
 
 
 def _described(folder: Path, case: str, ending: str) -> Row:

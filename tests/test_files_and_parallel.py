@@ -22,7 +22,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
     with pytest.raises(RuntimeError), written_atomically(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
-    assert read_json(path, "It", "") == {"old": 1}
+    assert path.read_text() == '{\n    "old": 1\n}\n'
     assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
 
 
@@ -95,6 +95,33 @@ def test_jobs_are_taken_as_workers_get_free():
     for number, _ in zip(range(1, 9), results, strict=False):
         assert len(taken) <= number + 4
     results.close()
+
+
+def where(_: int) -> int:
+    return os.getpid()
+
+
+def test_one_process_is_this_one_unless_it_is_to_be_apart():
+    assert {process for _, process in each_case(where, range(3), 1)} == {os.getpid()}
+    results = each_case(where, range(3), 1, apart=True)
+    assert next(results)[1] != os.getpid()
+    assert len(multiprocessing.active_children()) == 1
+    results.close()
+
+
+def appears(path: Path | None) -> bool:
+    """Whether a file comes to be within 20 seconds."""
+    end = time.monotonic() + 20
+    while path and not path.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    return path is None or path.exists()
+
+
+def test_a_result_does_not_wait_for_other_jobs(tmp_path: Path):
+    for job, result in each_case(appears, [tmp_path / "mark", None], 2):
+        assert result is True
+        if job is None:
+            (tmp_path / "mark").touch()
 
 
 def test_a_killed_worker_is_reported_in_words():

@@ -38,6 +38,17 @@ def test_the_default_split_is_that_of_nnunet(plans):
         assert validation_cases(plans, fold) == split["val"]
 
 
+def test_any_configuration_that_is_preprocessed_tells_the_cases(plans, nnunet):
+    expected = validation_cases(plans, 3)
+    volumes = nnunet / "nnUNet_preprocessed/Dataset004_Target/nnUNetPlans_3d_fullres"
+    for order in (["2d", "3d_fullres"], ["3d_fullres", "2d"], ["3d_fullres"]):
+        configurations = {name: plans["configurations"][name] for name in order}
+        assert validation_cases(plans | {"configurations": configurations}, 3) == expected
+    shutil.rmtree(volumes)
+    with pytest.raises(DatasetError, match="nnUNetv2_preprocess -d 4"):
+        validation_cases(plans, 3)
+
+
 def test_a_file_of_splits_decides(plans, nnunet):
     splits_file(nnunet).write_text(json.dumps([{"train": ["case0"], "val": ["case3", "case1"]}]))
     assert validation_cases(plans, 0) == ["case3", "case1"]

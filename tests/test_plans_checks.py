@@ -231,7 +231,7 @@ def test_what_is_wrong_in_dataset_json_is_named_in_one_line(key, value):
     [
         ("[" * 100_000 + "]" * 100_000, "nests blocks more than 50 deep"),
         ('{"a": ' * 60 + "1" + "}" * 60, "nests blocks more than 50 deep"),
-        ('{"a": 1, "b": 2, "a": 3}', 'the key "a" is there twice'),
+        ('{"b": 2, "a": 1, "a": 3}', 'the key "a" is there twice'),
         ('{"a": ' + "9" * 5000 + "}", "not valid JSON"),
         ("[1, 2]", "holds no block in braces"),
         ("3", "holds no block in braces"),

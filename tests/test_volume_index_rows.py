@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +59,16 @@ def test_many_damaged_volumes_are_counted_and_some_are_named(folder, monkeypatch
     index = replace(index, columns=dict(index.columns) | {"flaws": np.array([b"cut", b"too short"])})
     monkeypatch.setattr(volume_index, "MOST_NAMED", 1)
     assert index.warning().endswith("2 of 2 volumes in plans cannot be read and are left out: a (cut); and 1 more")
+
+
+def test_a_run_that_is_interrupted_reads_no_further_volumes(folder, monkeypatch):
+    read = []
+    monkeypatch.setattr(volume_index, "_described", lambda _, case, ending: read.append(case) or time.sleep(0.01) or {})
+    cases = [f"case{number:02d}" for number in range(60)]
+    rows = volume_index._computed(folder, ".npz", cases, dict.fromkeys(cases, (1, 1)))
+    next(rows)
+    rows.close()
+    assert len(read) < len(cases) / 2
 
 
 Content = dict[str, np.ndarray]

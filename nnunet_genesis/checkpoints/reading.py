@@ -115,8 +115,8 @@ def _named(path: Path) -> Iterator[None]:
 
 def _refusal(said: str) -> str:
     """What torch says of a pickle that it does not read, in the user's terms."""
-    if "GLOBAL" in said or "Unsupported class" in said:
-        return f"is refused: reading it would run code that it names ({_named_global(said)}). {ONLY}"
+    if named := re.search(r"GLOBAL (\S+)", said):
+        return f"is refused: reading it would run code that it names ({named[1]}). {ONLY}"
     if foreign := re.search(r"but got <class '([\w.]+)'>", said):
         return f"is refused: it holds a {foreign[1]}. {ONLY}"
     return "is not a checkpoint of PyTorch. Name a .pth, .pt, .model or .safetensors file."
@@ -269,9 +269,3 @@ def network_weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, torc
             f"{', '.join(printable(key, 60) for key in list(checkpoint)[:6]) or 'nothing'})."
         )
     return {without_wrappers(name): tensor for name, tensor in weights.items()}
-
-
-def _named_global(said: str) -> str:
-    words = [word.strip(".`") for word in said.split() if "." in word.strip(".`")]
-    after = said.split("GLOBAL ", 1)
-    return after[1].split()[0] if len(after) == 2 else (words[0] if words else "unknown")

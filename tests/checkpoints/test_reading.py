@@ -43,6 +43,14 @@ def test_a_file_that_would_run_code_is_refused_and_nothing_runs(tmp_path: Path):
     assert (tmp_path / "sprung").exists()  # the trap is real
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_class_that_is_named_but_not_called_is_refused_too(tmp_path: Path, legacy):
+    content = {"network_weights": {}, "layer": torch.nn.Linear}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=r"would run code that it names \(torch\.nn\.modules\.linear\.Linear\)\."):
+        read_checkpoint(tmp_path / "a.pth")
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 def test_cut_off_files_are_named(tmp_path: Path, share):
     torch.save({"network_weights": {"a": torch.ones(1000)}}, tmp_path / "a.pth")

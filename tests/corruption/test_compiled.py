@@ -9,7 +9,7 @@ import numpy as np, torch
 from nnunet_genesis.corruption import RECIPES, compile_loops, make_pair
 from nnunet_genesis.corruption import compiled
 compile_loops()
-loops = compiled.shuffle_windows, compiled.map_piecewise, compiled.fill_with_noise
+loops = compiled.shuffle_windows, compiled.map_piecewise, compiled.fill_with_noise, compiled.mirror
 """
 
 
@@ -23,8 +23,8 @@ def python(code, **variables):
 
 def test_the_second_process_does_not_compile(tmp_path):
     count = "print([sum(loop.stats.cache_hits.values()) for loop in loops])"
-    assert python(count, NUMBA_CACHE_DIR=str(tmp_path)) == "[0, 0, 0]"
-    assert python(count, NUMBA_CACHE_DIR=str(tmp_path)) == "[1, 1, 1]"
+    assert python(count, NUMBA_CACHE_DIR=str(tmp_path)) == "[0, 0, 0, 0]"
+    assert python(count, NUMBA_CACHE_DIR=str(tmp_path)) == "[1, 1, 1, 1]"
 
 
 def test_training_finds_the_loops_compiled():

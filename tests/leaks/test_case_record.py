@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from nnunet_genesis.checkpoints.case_files import MOST_ROWS_INSIDE, carry_record, kept_record
+from nnunet_genesis.checkpoints.case_files import MOST_ROWS_INSIDE, carry_record, kept_record, read_record_file
 from nnunet_genesis.errors import CheckpointError
 from nnunet_genesis.leaks.case_record import CaseRecord, read_record, record_in
 from nnunet_genesis.leaks.signature import DIGEST, LENGTH
@@ -92,6 +95,24 @@ def test_a_record_that_is_not_beside_its_checkpoint_is_missed(tmp_path):
         record_in(tmp_path / "a.pth")
     carry_record(held, tmp_path / "a.pth", tmp_path / "weights")  # nothing to carry is no error
     carry_record(None, tmp_path / "a.pth", tmp_path / "weights")
+
+
+class Attack:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_record_that_would_run_code_is_refused_and_nothing_runs(tmp_path):
+    np.savez(tmp_path / "cases.npz", names=np.array([Attack(tmp_path / "ran")], dtype=object), format=1,
+             digests=np.zeros((1, DIGEST), np.uint8), signatures=np.zeros((1, LENGTH), np.int8))  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"cases\.npz cannot be read \(ValueError\)"):
+        read_record_file(tmp_path / "cases.npz")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("digest", [3, "../../etc/passwd", "A" * 64, "0" * 63])

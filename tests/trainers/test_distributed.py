@@ -56,6 +56,7 @@ def train(*arguments: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         threads_for_processes(patch)
         distributed.main()
+    assert not dist.is_initialized()
 
 
 def agent(words: list[str], arguments: list[str], process: Callable[..., None] = train) -> None:

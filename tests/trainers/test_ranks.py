@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from nnunetv2.run import run_training
 from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.logging import nnunet_logger
 
@@ -70,6 +72,36 @@ def test_without_torchrun_there_is_one_line(monkeypatch, name):
     monkeypatch.delenv(name)
     with pytest.raises(SystemExit, match=f"variable {name} is not set. Start all processes by torchrun"):
         distributed.main()
+
+
+@pytest.fixture
+def as_the_only_one(monkeypatch) -> None:
+    """What torchrun tells the only process that it starts."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        monkeypatch.setenv("MASTER_PORT", str(probe.getsockname()[1]))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_refused_training_does_not_begin_and_leaves_nnunets_command_as_it_was(as_the_only_one, monkeypatch):
+    train = run_training.run_training
+    monkeypatch.setattr("sys.argv", ["", "501", "3d_fullres", "all", "-num_gpus", "2", "-device", "cpu"])
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    with pytest.raises(SystemExit, match="-num_gpus is for nnUNetv2_train"):
+        distributed.main()
+    assert run_training.run_training is train
+    assert not dist.is_initialized()
+
+
+def test_processes_wait_for_the_first_one_as_long_as_a_final_validation_may_take(as_the_only_one):
+    distributed.join(CPU)
+    try:
+        assert interruption.watched()
+        assert dist.group.WORLD._get_backend(CPU).options._timeout == distributed.PATIENCE
+    finally:
+        interruption.unwatch()
+        dist.destroy_process_group()
 
 
 def trainer_of(base: Path, **settings: object) -> Any:
