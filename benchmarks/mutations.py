@@ -64,14 +64,16 @@ TESTS = {
                     "test_planning.py", "trainers/test_finetuning_rules.py", "trainers/test_layer_rates.py",
                     "pretraining/test_optimiser.py", "pretraining/test_several_datasets.py",
                     "corruption/test_documented.py"),
-    **{f"corruption/{name}.py": tuple(f"corruption/test_{test}.py" for test in tests) for name, tests in {
-        "boxes": ("cutout", "shuffling", "pair"), "compiled": ("cutout", "shuffling", "intensity", "pair", "compiled"),
-        "corruption": ("recipe", "pair", "masking", "documented"), "cutout": ("cutout", "pair", "recipe"),
-        "intensity": ("intensity", "pair", "recipe"), "masking": ("masking", "pair", "recipe"),
-        "pair": ("pair", "transforms", "documented", "compiled"), "recipe": ("recipe", "documented", "pair"),
-        "shuffling": ("shuffling", "pair", "recipe"), "transforms": ("transforms", "documented"),
-        "value_range": ("value_range", "pair"),
-    }.items()},
+    **{f"corruption/{name}.py": (*(f"corruption/test_{test}.py" for test in tests), "test_settings_ranges.py")
+       for name, tests in {
+           "boxes": ("cutout", "shuffling", "pair"),
+           "compiled": ("cutout", "shuffling", "intensity", "pair", "compiled"),
+           "corruption": ("recipe", "pair", "masking", "documented"), "cutout": ("cutout", "pair", "recipe"),
+           "intensity": ("intensity", "pair", "recipe"), "masking": ("masking", "pair", "recipe"),
+           "pair": ("pair", "transforms", "documented", "compiled"), "recipe": ("recipe", "documented", "pair"),
+           "shuffling": ("shuffling", "pair", "recipe"), "transforms": ("transforms", "documented"),
+           "value_range": ("value_range", "pair"),
+       }.items()},
 }  # fmt: skip
 """Module → its tests; those that do not exist are passed over."""
 
