@@ -53,7 +53,7 @@ def test_a_file_of_splits_decides(plans, nnunet):
     splits_file(nnunet).write_text(json.dumps([{"train": ["case0"], "val": ["case3", "case1"]}]))
     assert validation_cases(plans, 0) == ["case3", "case1"]
     for fold in (1, -1):
-        with pytest.raises(DatasetError, match="has 1 folds"):
+        with pytest.raises(DatasetError, match=rf"has 1 folds, 0 to 0, and no fold {fold}\."):
             validation_cases(plans, fold)
 
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import pytest
 
 from nnunet_genesis.corruption import Recipe
+from nnunet_genesis.corruption.corruption import Corruption, Params
 from nnunet_genesis.errors import SettingsError
 from nnunet_genesis.settings import FineTuningSettings, PretrainingSettings
 
-KINDS = (PretrainingSettings, FineTuningSettings, Recipe, *map(type, Recipe().corruptions.values()))
+
+@dataclass(frozen=True)
+class Own(Corruption):
+    """A corruption that says nothing of its probability."""
+
+    def sample(self, *_: object) -> Params:
+        raise NotImplementedError
+
+
+KINDS = (PretrainingSettings, FineTuningSettings, Recipe, Own, *map(type, Recipe().corruptions.values()))
 RANGES = {
     "[1, inf)": "epochs iterations validation_iterations crops_per_volume plot_every save_every windows",
     "[1, 100]": "decoder_depth",
@@ -58,3 +68,7 @@ def test_the_ends_of_a_range_are_where_they_are_said_to_be(kind, field):
 
 def test_every_range_is_that_of_a_setting():
     assert {field.name for _, field in NUMBERS} == set(RANGE_OF)
+
+
+def test_a_corruption_does_not_take_place_unless_it_is_asked_for():
+    assert Own().probability == 0

@@ -27,7 +27,7 @@ class MaskingParams(Params):
 
     edges: tuple[int, ...]
     cells: tuple[int, ...]
-    value: float = 0.0
+    value: float
 
     def apply(self, channel: Tensor, low: float, high: float) -> None:
         """Set the masked voxels to 0, the mean of z-scored intensities and the value of padding, or to NaN."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +20,8 @@ class RestorationPairTransform(BasicTransform):
 
     Args:
         recipe: Rates and sizes.
-        rng: Source of randomness. By default every process makes one of its own when it first needs it, seeded by the
-            system: copies of a given one, as forked processes have them, all give the same corruptions.
+        rng: Source of randomness. By default every patch has one of its own, seeded by the system: copies of a given
+            one, as forked processes have them, all give the same corruptions.
     """
 
     def __init__(self, recipe: Recipe, rng: np.random.Generator | None = None) -> None:
@@ -30,18 +29,11 @@ class RestorationPairTransform(BasicTransform):
         super().__init__()
         self.recipe = recipe
         self.rng = rng
-        self._own: tuple[int, np.random.Generator] | None = None
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
         """Sample for the shape of "image"."""
-        return {"params": sample_params(data_dict["image"].shape, self.recipe, self._generator())}
-
-    def _generator(self) -> np.random.Generator:
-        if self.rng is not None:
-            return self.rng
-        if self._own is None or self._own[0] != os.getpid():
-            self._own = os.getpid(), np.random.default_rng()
-        return self._own[1]
+        rng = np.random.default_rng() if self.rng is None else self.rng
+        return {"params": sample_params(data_dict["image"].shape, self.recipe, rng)}
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Put the pair into the dictionary; the tensors that were there are not touched."""

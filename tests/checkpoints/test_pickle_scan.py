@@ -8,12 +8,15 @@ from collections import OrderedDict
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_genesis.checkpoints import pickle_scan
 from nnunet_genesis.checkpoints.bounds import DEPTH
-from nnunet_genesis.checkpoints.pickle_scan import RefusedPickleError, scan
+from nnunet_genesis.checkpoints.pickle_scan import KEY, RefusedPickleError, scan
+from nnunet_genesis.checkpoints.reading import read_checkpoint
+from nnunet_genesis.errors import CheckpointError
 
 KNOWN = {"collections.OrderedDict"}
 DICTIONARY, FOREIGN = b"ccollections\nOrderedDict\n", b"cbuiltins\nlen\n"
@@ -63,6 +66,26 @@ def test_values_up_to_a_number(monkeypatch):
     follow(pickle.dumps(tuple(range(9))))
     with pytest.raises(RefusedPickleError, match="repeats or nests"):
         follow(pickle.dumps(tuple(range(10))))
+
+
+def test_keys_of_dictionaries_up_to_a_number_of_values():
+    follow(pickle.dumps({tuple(range(KEY - 1)): 0}))
+    with pytest.raises(RefusedPickleError, match="repeats or nests"):
+        follow(pickle.dumps({tuple(range(KEY)): 0}))
+
+
+def test_a_mark_is_no_value():
+    data = b"\x80\x04N(q\x001."
+    for read in (follow, pickle.loads):
+        with pytest.raises((ValueError, pickle.UnpicklingError)):
+            read(data)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_whole_networks_are_called_by_the_name_of_their_class(tmp_path, legacy):
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=r"whole object in Python \(torch\.nn\.modules\.linear\.Linear\)"):
+        read_checkpoint(tmp_path / "a.pth")
 
 
 plain = st.recursive(

@@ -21,10 +21,18 @@ def python(code, **variables):
     return run.stdout.strip()
 
 
-def test_the_second_process_does_not_compile(tmp_path):
+def test_the_second_process_does_not_compile_and_no_loop_leaves_its_arrays(tmp_path):
+    """Machine code does not look where it reads and writes, unless Numba is told to let it."""
     count = "print([sum(loop.stats.cache_hits.values()) for loop in loops])"
-    assert python(count, NUMBA_CACHE_DIR=str(tmp_path)) == "[0, 0, 0, 0]"
-    assert python(count, NUMBA_CACHE_DIR=str(tmp_path)) == "[1, 1, 1, 1]"
+    checked = {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_BOUNDSCHECK": "1"}
+    assert python(count, **checked) == "[0, 0, 0, 0]"
+    pairs = """
+for shape in [(1, 1, 1), (1, 30, 40), (1, 1, 9, 9), (1, 20, 30, 33)]:
+    for seed in range(3):
+        for recipe in [RECIPES["paper"], RECIPES["released"], *RECIPES["released"].alone().values()]:
+            make_pair(torch.randn(shape), recipe, np.random.default_rng(seed))
+"""
+    assert python(pairs + count, **checked) == "[1, 1, 1, 1]"
 
 
 def test_training_finds_the_loops_compiled():

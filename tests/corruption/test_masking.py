@@ -122,6 +122,7 @@ def test_cells_that_are_left_out_are_drawn_like_those_that_are_masked_but_one_st
         assert left_out.sample(shape, rng(seed)).cells == masked.sample(shape, rng(seed)).cells
     if cells > 1:
         assert len(left_out.sample(shape, rng(seed)).cells) < cells
+        assert len(replace(left_out, ratio=(1.0, 1.0)).sample(shape, rng(seed)).cells) == cells - 1
 
 
 def test_the_recipe_mae_leaves_cells_out_and_never_makes_them_smaller():

@@ -46,8 +46,15 @@ def test_outliers_do_not_set_the_range():
 
 def test_mostly_air_falls_back_to_the_extremes():
     channel = torch.full((70, 70, 70), -1.0)
-    channel[33, 33, 33:36] = torch.tensor([2.0, 5.0, 3.0])
-    assert value_range(channel, ROBUST) == (-1.0, 5.0)
+    channel[33, 33, 33:37] = torch.tensor([2.0, 5.0, 3.0, -4.0])
+    assert value_range(channel, ROBUST) == (-4.0, 5.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_ends_are_as_exact_as_the_channel(dtype):
+    channel = noise((9, 10, 11), 3, dtype)
+    low, high = value_range(channel, ROBUST)
+    assert {low, high} <= set(channel.flatten().tolist())
 
 
 @pytest.mark.parametrize("value", [0.0, -3.5, 1e4])
