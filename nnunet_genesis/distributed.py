@@ -72,7 +72,8 @@ def check(arguments: dict[str, Any]) -> None:
         # processes would read there what those before the restart have written, and wait for them
         raise SettingsError(
             "After a restart, processes would look for those before it. export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "
-            "before torchrun; where it has --node-rank, leave out --max-restarts, or use --rdzv-backend c10d instead."
+            "before torchrun, which needs --standalone on one machine and --rdzv-backend c10d on several; or leave out "
+            "--max-restarts."
         )
     refuse_missing_gpu(arguments["device"])
     local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

@@ -204,8 +204,9 @@ def changed_since(before: CaseRecord, now: CaseRecord) -> str:
     """How the cases of a training that is resumed differ from those it saw before; "" where they do not."""
     seen, todays = ({(name, bytes(digest)) for name, digest in zip(one.names, one.digests, strict=True)}
                     for one in (before, now))  # fmt: skip
-    new, gone = ({name for name, _ in one - other} for one, other in ((todays, seen), (seen, todays)))
-    kinds = {"changed": new & gone, "new": new - gone, "not trained on any more": gone - new}
+    known, there = ({name for name, _ in images} for images in (seen, todays))
+    others = {name for name, _ in todays - seen}  # a case that changed earlier was seen as it was and as it is
+    kinds = {"changed": others & known, "new": others - known, "not trained on any more": known - there}
     told = [f"{len(cases)} {kind} ({_some(sorted(cases))})" for kind, cases in kinds.items() if cases]
     if not told:
         return ""

@@ -287,3 +287,8 @@ def test_a_training_that_goes_on_says_which_cases_are_others():
     assert "before: 1 not trained on any more (a). It" in changed_since(before, seen(b=2, c=3))
     more = changed_since(before, seen(a=7, c=3, z=4, y=5, x=6, **{"v\nw": 1}))
     assert "1 changed (a), 4 new (v w, x, y, …), 1 not trained on any more (b). It goes on" in more
+
+
+def test_a_case_that_changed_before_an_earlier_restart_is_still_trained_on():
+    before, now = seen(a=1, b=2), seen(a=1, b=9)
+    assert changed_since(before.joined(now), now) == ""  # what a checkpoint after that restart holds

@@ -60,7 +60,7 @@ def test_restarts_are_refused_where_processes_would_look_for_those_before(base: 
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
-    refused = pytest.raises(GenesisError, match="export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
+    refused = pytest.raises(GenesisError, match="export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 .* --standalone")
     with refused if (restarts, shared) == ("3", "True") else nullcontext():
         distributed.check(NAMES)
 
