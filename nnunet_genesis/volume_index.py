@@ -308,7 +308,11 @@ def _computed(folder: Path, ending: str, cases: Sequence[str], stamps: Mapping[s
             return row | {"flaws": reason(error, 80).encode()}
 
     with ThreadPoolExecutor(THREADS, "index") as pool:
-        yield from tqdm(pool.map(of, cases), "Index of the volumes", len(cases), unit="case", disable=len(cases) < 10)
+        try:
+            yield from tqdm(pool.map(of, cases), "Index of the volumes", len(cases), unit="case",
+                            disable=len(cases) < 10)  # fmt: skip
+        finally:
+            pool.shutdown(cancel_futures=True)  # older versions of tqdm hold on to what they walk through
 
 
 def _described(folder: Path, case: str, ending: str) -> Row:
