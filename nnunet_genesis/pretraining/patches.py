@@ -93,8 +93,11 @@ class PatchBatches(Dataset[dict[str, Any]]):
         return crop, sample_params(crop.shape, self.recipe, corruptions), case, ignored
 
     def _rooms(self, crops: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
-        """Memory for the pairs of whole patches, which the next batch uses again; None: the crop is smaller."""
-        whole = [tuple(crop.shape[1:]) == self.patch_size for crop in crops]
+        """Memory for the pairs of whole patches, which the next batch uses again; None: new memory.
+
+        So it is for smaller crops, and in validation, which waits most of the time.
+        """
+        whole = [self.stream == TRAINING and tuple(crop.shape[1:]) == self.patch_size for crop in crops]
         self._room += [room_for(crops[whole.index(True)]) for _ in range(sum(whole) - len(self._room))]
         free = iter(self._room)
         return [next(free) if fits else None for fits in whole]

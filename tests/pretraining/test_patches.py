@@ -81,6 +81,9 @@ def test_a_batch_keeps_what_it_has_when_others_follow():
         assert same(batch, batches(VOLUMES, batch_size=3, global_batch_size=3)[number])
     most = max(batch["keys"].count("case0") for batch in several)
     assert 0 < most == len(stream._room)
+    validation = batches(VOLUMES, stream=VALIDATION)
+    assert [validation[number] for number in range(3)]
+    assert not validation._room
 
 
 def test_streams_seeds_and_numbers_differ():
