@@ -6,13 +6,14 @@ again and again: it starts anew, and something happens after a random part of th
 - a process is killed: torchrun has to start both again by itself (`--max-restarts 3`);
 - the second machine, an agent with its process, is killed, and the same command is started there again;
 - it falls silent instead (SIGSTOP: connections stay open), and the same command is started elsewhere;
+- the agent alone is killed, its process is not, and the same command is started again;
 - the first machine, where the agents meet, is killed.
 
 Where the agents do not end with 0 after that, they are killed, and both are started again. The end must have as many
 epochs and the same weights as without a fault; what reads as complete must be so at any time.
 
     PYTHONPATH=. python benchmarks/node_faults.py --tries 10 --seed 0
-    PYTHONPATH=. python benchmarks/node_faults.py --tries 2 --steps pre-train --torchrun
+    PYTHONPATH=. python benchmarks/node_faults.py --tries 2 --steps pre-train --agents torchrun
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "nnUNet_compile": "0"}
-os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+os.environ |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TORCH_ELASTIC_WORKER_IDENTICAL": "1"}  # as in the docs
 
 import numpy as np
 from measuring import facts, table
@@ -43,6 +44,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from workflow_steps import EPOCHS, STEPS, Process, Step, begin, make_world, quick_trainings, remove, restore, start
 
 from nnunet_genesis import distributed
+from nnunet_genesis.interruption import unwatch
 from tests.conftest import threads_for_processes
 
 RESTARTS = 3
@@ -54,6 +56,7 @@ GRACE = 10
 
 def train(*arguments: str) -> None:
     """The process of a machine."""
+    unwatch()  # a fork has the agent's handler of SIGTERM, which a process that waits for others never calls
     sys.argv = ["nnunet_genesis.distributed", *arguments]
     with quick_trainings() as patch:
         threads_for_processes(patch)
@@ -69,12 +72,24 @@ def forking_agent(number: int, port: int, words: Sequence[str]) -> int:
     return 0
 
 
-def agent(number: int, port: int, words: Sequence[str]) -> int:
+def torchrun_agent(number: int, port: int, words: Sequence[str]) -> int:
     """Torchrun, with a process that imports everything anew."""
     torchrun.main(["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint",
                    f"localhost:{port}", "--rdzv-id", "1", "--rdzv-conf", f"is_host={int(number == 0)}",
                    "--max-restarts", str(RESTARTS), "-m", "nnunet_genesis.distributed", *words[1:]])  # fmt: skip
     return 0
+
+
+def numbered_agent(number: int, port: int, words: Sequence[str]) -> int:
+    """As `forking_agent`, but that each machine is told its number (`--node-rank`); restarts are refused then."""
+    config = LaunchConfig(2, 2, 1, run_id="1", rdzv_endpoint=f"localhost:{port}", rdzv_backend="static",
+                          rdzv_configs={"rank": number}, max_restarts=0, start_method="fork",
+                          monitor_interval=0.1)  # fmt: skip
+    elastic_launch(config, train)(*words[1:])
+    return 0
+
+
+AGENTS = {"forking": forking_agent, "torchrun": torchrun_agent, "numbered": numbered_agent}
 
 
 class Pair:
@@ -85,7 +100,8 @@ class Pair:
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             self.port = int(probe.getsockname()[1])
-        self.world, self.step, self.kind, self.others = world, step, kind, list[Process]()
+        self.world, self.step, self.kind = world, step, kind
+        self.others, self.strays = list[Process](), list[int]()
         self.agents = [self.launch(number) for number in (0, 1)]
 
     def launch(self, number: int) -> Process:
@@ -107,6 +123,7 @@ class Pair:
         codes = [one.code for one in self.agents]
         for one in (*self.agents, *self.others):
             lose(one)
+        signal_all(self.strays, signal.SIGKILL)
         return codes
 
     def said(self) -> str:
@@ -143,7 +160,7 @@ def signal_all(numbers: Sequence[int], what: signal.Signals) -> None:
 
 def process_killed(pair: Pair, rng: np.random.Generator) -> None:
     """Of one of both machines."""
-    signal_all(below(pair.agents[rng.integers(2)].number)[-1:], signal.SIGKILL)
+    signal_all(below(pair.agents[rng.integers(2)].number)[:1], signal.SIGKILL)
 
 
 def second_killed(pair: Pair, rng: np.random.Generator) -> None:
@@ -161,6 +178,15 @@ def second_silent(pair: Pair, rng: np.random.Generator) -> None:
     pair.agents[1] = pair.launch(1)
 
 
+def agent_killed(pair: Pair, rng: np.random.Generator) -> None:
+    """The second one, alone; the same command is given again, while its process may live on."""
+    left = pair.agents[1]
+    pair.strays += below(left.number)
+    os.kill(left.number, signal.SIGKILL)
+    pair.others.append(left)
+    pair.agents[1] = pair.launch(1)
+
+
 def first_killed(pair: Pair, rng: np.random.Generator) -> None:
     """The other is alone."""
     lose(pair.agents[0])
@@ -168,7 +194,8 @@ def first_killed(pair: Pair, rng: np.random.Generator) -> None:
 
 FAULTS = {
     "a process killed": process_killed, "second machine lost, started again": second_killed,
-    "second machine silent, another started": second_silent, "first machine lost": first_killed,
+    "second machine silent, another started": second_silent, "second agent killed, started again": agent_killed,
+    "first machine lost": first_killed,
 }  # fmt: skip
 
 
@@ -252,12 +279,12 @@ def main() -> None:
     parser.add_argument("--tries", type=int, default=10, help="of each fault in each training (%(default)s)")
     parser.add_argument("--steps", nargs="+", choices=trainings, default=trainings, help="trainings (all)")
     parser.add_argument("--faults", nargs="+", choices=list(FAULTS), default=list(FAULTS), help="(all)")
-    parser.add_argument("--torchrun", action="store_true", help="the command itself, which imports everything anew")
+    parser.add_argument("--agents", choices=list(AGENTS), default="forking", help="torchrun: the command (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", type=Path, help="report to write")
     chosen = parser.parse_args()
     rng, began, tallies = np.random.default_rng(chosen.seed), time.monotonic(), list[Tally]()
-    kind = agent if chosen.torchrun else forking_agent
+    kind = AGENTS[chosen.agents]
     with tempfile.TemporaryDirectory() as folder:
         world = Path(folder) / "world"
         world.mkdir()

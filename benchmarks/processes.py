@@ -169,7 +169,8 @@ def rendezvous_of(machines: int, rendezvous: str, port: str) -> list[list[str]]:
 
 def torchrun(machines: int, processes: int, words: list[str]) -> None:
     """What the command torchrun does, but that its processes are forked and so need not import everything anew."""
-    numbers = ["--nnodes", str(machines), "--nproc-per-node", str(processes), "--max-restarts", "1"]
+    restarts = "0" if "--node-rank" in words else "1"
+    numbers = ["--nnodes", str(machines), "--nproc-per-node", str(processes), "--max-restarts", restarts]
     config, _, _ = config_from_args(parse_args([*numbers, "--monitor-interval", "0.2", *words, "train"]))
     config.start_method = "fork"
     elastic_launch(config, train)("")

@@ -67,6 +67,13 @@ def check(arguments: dict[str, Any]) -> None:
             "-pretrained_weights is for nnUNetv2_train: nnU-Net would load the file onto a GPU with the number of the "
             "process. Fine-tuning starts from the weights of nnunet_genesis transfer."
         )
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if shared and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        # processes would read there what those before the restart have written, and wait for them
+        raise SettingsError(
+            "After a restart, processes would look for those before it. export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "
+            "before torchrun; where it has --node-rank, leave out --max-restarts, or use --rdzv-backend c10d instead."
+        )
     refuse_missing_gpu(arguments["device"])
     local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if arguments["device"].type == "cuda" and local >= there:

@@ -4,6 +4,7 @@ from nnunet_genesis.corruption.pair import PairParams as PairParams
 from nnunet_genesis.corruption.pair import apply_params as apply_params
 from nnunet_genesis.corruption.pair import compile_loops as compile_loops
 from nnunet_genesis.corruption.pair import make_pair as make_pair
+from nnunet_genesis.corruption.pair import room_for as room_for
 from nnunet_genesis.corruption.pair import sample_params as sample_params
 from nnunet_genesis.corruption.recipe import RECIPES as RECIPES
 from nnunet_genesis.corruption.recipe import Recipe as Recipe

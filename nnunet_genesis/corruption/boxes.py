@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Box = tuple[tuple[int, int], ...]
 """First voxel and voxel after the last one, for each spatial axis."""
+
+
+class Region(NamedTuple):
+    """Part of a patch: some of the cells that a coarse grid cuts it into, few however many voxels there are.
+
+    Attributes:
+        cells: Whether each cell belongs to it, bool (cells along each spatial axis).
+        cuts: For each spatial axis the first voxel of each cell, and the voxel after the last one, int64 (cells + 1).
+    """
+
+    cells: npt.NDArray[np.bool_]
+    cuts: tuple[npt.NDArray[np.int64], ...]
 
 
 def voxels_of(share: float, edge: int, up: bool = False) -> int:
@@ -55,22 +68,23 @@ def union(boxes: Sequence[Box], shape: Sequence[int]) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def grid(boxes: Sequence[Box], shape: Sequence[int]) -> tuple[npt.NDArray[np.bool_], list[npt.NDArray[np.int64]]]:
-    """The coarse grid that the faces of boxes cut a patch into: few cells, however many voxels.
+def whole(shape: Sequence[int]) -> Region:
+    """All of a patch, as one cell."""
+    return region([tuple((0, edge) for edge in shape)], shape)
 
-    Returns:
-        Whether each cell is inside any box; for each axis the first voxel of each cell, and the voxel after the last.
-    """
+
+def region(boxes: Sequence[Box], shape: Sequence[int]) -> Region:
+    """The inside of any box, on the grid that the faces of the boxes cut a patch into."""
     cuts = [sorted({0, edge} | {face for box in boxes for face in box[axis]}) for axis, edge in enumerate(shape)]
     cells = [
         tuple((cut.index(low), cut.index(high)) for cut, (low, high) in zip(cuts, box, strict=True)) for box in boxes
     ]
-    return union(cells, [len(cut) - 1 for cut in cuts]), [np.array(cut, np.int64) for cut in cuts]
+    return Region(union(cells, [len(cut) - 1 for cut in cuts]), tuple(np.array(cut, np.int64) for cut in cuts))
 
 
 def union_share(boxes: Sequence[Box], shape: Sequence[int]) -> float:
     """Share of the patch inside any box, 0..1."""
-    cells, cuts = grid(boxes, shape)
+    cells, cuts = region(boxes, shape)
     covered = cells.astype(np.int64)
     for cut in reversed(cuts):
         covered = covered @ np.diff(cut)

@@ -18,6 +18,8 @@ _MULTIPLIER, _INCREMENT = 6364136223846793005, 1442695040888963407
 _ONE, _HALF, _HIGH_24 = np.uint64(1), np.uint64(32), np.uint64(40)
 _BLOCK = 512
 """Voxels that are worked on in one go: what is computed in between stays in the fastest cache."""
+_VECTOR = 32
+"""Voxels that a processor takes at a time, at most."""
 
 
 def _leaps(count: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
@@ -57,28 +59,23 @@ def _touch(voxels, window, rows, columns):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _permute(held, count, places, state):  # type: ignore[no-untyped-def]
-    """Fisher-Yates: each voxel changes places with a random one of those before it, or with itself; the next state."""
-    for start in range(0, count, _BLOCK):
-        block = min(_BLOCK, count - start)
-        for k in range(block):
+def _draw_places(places, state):  # type: ignore[no-untyped-def]
+    """For each voxel the place of itself or of one before it, each equally likely; the next state."""
+    for start in range(0, places.size, _BLOCK):
+        block = places[start : start + _BLOCK]
+        for k in range(block.size):
             random = (state * _FACTORS[k] + _SUMMANDS[k]) >> _HALF
-            places[k] = (random * (np.uint64(start + k) + _ONE)) >> _HALF
-        state = state * _FACTORS[block - 1] + _SUMMANDS[block - 1]
-        for k in range(block):
-            here, place = np.uint64(start + k), np.uint64(places[k])
-            newcomer = held[here]
-            held[here] = held[place]
-            held[place] = newcomer
+            block[k] = (random * (np.uint64(start + k) + _ONE)) >> _HALF
+        state = state * _FACTORS[block.size - 1] + _SUMMANDS[block.size - 1]
     return state
 
 
 @compiled
 def shuffle_windows(volume: Volume, windows: npt.NDArray[np.int32], longest: int, seed: np.uint64) -> float:
-    """Shuffle the voxels of each window, one window after another, in place.
+    """Shuffle the voxels of each window, one window after another, in place (Fisher-Yates).
 
     Args:
-        volume: Contiguous (z, y, x).
+        volume: Contiguous (z, y, x), fewer than 2³² voxels.
         windows: (windows, 3, 2), first voxel and voxel after the last one.
         longest: Voxels of the largest window.
         seed: Seed of the permutations, each equally likely but for rounding (window size / 2³²).
@@ -87,48 +84,38 @@ def shuffle_windows(volume: Volume, windows: npt.NDArray[np.int32], longest: int
         Nothing of use.
     """
     voxels = volume.reshape(-1)
-    held, places = np.empty(longest, volume.dtype), np.empty(_BLOCK, np.uint32)
+    places, addresses = np.empty(longest, np.uint32), np.empty(longest, np.uint32)
     state = seed * _FACTORS[0] + _SUMMANDS[0]
     rows, columns = volume.shape[1:]
     touched = voxels[0] * 0
     for w in range(len(windows)):
-        count, width = 0, windows[w, 2, 1] - windows[w, 2, 0]
-        for z in range(windows[w, 0, 0], windows[w, 0, 1]):
-            for y in range(windows[w, 1, 0], windows[w, 1, 1]):
-                row = (z * rows + y) * columns + windows[w, 2, 0]
-                for x in range(width):
-                    held[np.uint64(count + x)] = voxels[np.uint64(row + x)]
-                count += width
+        width = windows[w, 2, 1] - windows[w, 2, 0]
+        area = (windows[w, 0, 1] - windows[w, 0, 0]) * (windows[w, 1, 1] - windows[w, 1, 0])
+        state = _draw_places(places[: area * width], state)
         if w + 1 < len(windows):
             touched += _touch(voxels, windows[w + 1], rows, columns)
-        state = _permute(held, count, places, state)
         count = 0
         for z in range(windows[w, 0, 0], windows[w, 0, 1]):
             for y in range(windows[w, 1, 0], windows[w, 1, 1]):
                 row = (z * rows + y) * columns + windows[w, 2, 0]
                 for x in range(width):
-                    voxels[np.uint64(row + x)] = held[np.uint64(count + x)]
+                    here, k = np.uint64(row + x), np.uint64(count + x)
+                    addresses[k] = here
+                    place = np.uint64(addresses[np.uint64(places[k])])
+                    newcomer = voxels[here]
+                    voxels[here] = voxels[place]
+                    voxels[place] = newcomer
                 count += width
     return touched  # type: ignore[no-any-return]
 
 
 @compiled
-def map_piecewise(voxels: Volume, base: Volume, rise: Volume, low: float, high: float, slope: float) -> None:
-    """Send values in [low, high] through a line for each of equally long pieces, in place; NaN stays.
-
-    Args:
-        voxels: Contiguous, one axis, float32 or float64.
-        base: What each piece's line gives at `low`, float64.
-        rise: Slope of each piece's line, float64.
-        low: Lower end.
-        high: Upper end, above `low`.
-        slope: 1 or -1: what is added for each unit that a value lies beyond an end.
-    """
+def _map_row(row, base, rise, low, high, slope, places, lines):  # type: ignore[no-untyped-def]
+    """`map_piecewise` for voxels that lie next to each other; `places` and `lines` are room for a block."""
     last = np.float64(len(base) - 1)
     pieces = len(base) / (high - low)
-    places, lines = np.empty(_BLOCK, np.int32), np.empty(_BLOCK)
-    for start in range(0, voxels.size, _BLOCK):  # three loops, of which the first and the last become vector code
-        block = voxels[start : start + _BLOCK]
+    for start in range(0, row.size, _BLOCK):  # three loops, of which the first and the last become vector code
+        block = row[start : start + _BLOCK]
         for k in range(block.size):
             value = np.float64(block[k])
             lines[k] = min(max(value, low), high) - low
@@ -143,6 +130,34 @@ def map_piecewise(voxels: Volume, base: Volume, rise: Volume, low: float, high: 
 
 
 @compiled
+def map_piecewise(
+    volume: Volume, region: Any, base: Volume, rise: Volume, low: float, high: float, slope: float
+) -> None:
+    """Send values in [low, high] through a line for each of equally long pieces, in place; NaN stays.
+
+    Args:
+        volume: Contiguous (z, y, x), float32 or float64.
+        region: Cells and cuts (`Region`, three axes) in which all are mapped; some that lie beside it are, too.
+        base: What each piece's line gives at `low`, float64.
+        rise: Slope of each piece's line, float64.
+        low: Lower end.
+        high: Upper end, above `low`.
+        slope: 1 or -1: what is added for each unit that a value lies beyond an end.
+    """
+    cells, cuts = region
+    places, lines = np.empty(_BLOCK, np.int32), np.empty(_BLOCK)
+    for i in range(cells.shape[0]):
+        for j in range(cells.shape[1]):
+            used = np.flatnonzero(cells[i, j])
+            if used.size:  # rounded to whole vectors
+                first = cuts[2][used[0]] // _VECTOR * _VECTOR
+                end = min(-(-cuts[2][used[-1] + 1] // _VECTOR) * _VECTOR, volume.shape[2])
+                for z in range(cuts[0][i], cuts[0][i + 1]):
+                    for y in range(cuts[1][j], cuts[1][j + 1]):
+                        _map_row(volume[z, y, first:end], base, rise, low, high, slope, places, lines)
+
+
+@compiled
 def _fill(row, low, step, state):  # type: ignore[no-untyped-def]
     """Replace a row of voxels by noise; the next state."""
     for start in range(0, row.size, _BLOCK):
@@ -154,25 +169,43 @@ def _fill(row, low, step, state):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def fill_with_noise(
-    volume: Volume, grid: npt.NDArray[np.bool_], cuts: tuple[Any, Any, Any], low: float, high: float, seed: np.uint64
-) -> None:
-    """Replace the voxels in some cells of a grid by uniform noise in [low, high), of 24 bits before it is rounded.
+def fill_with_noise(volume: Volume, region: Any, low: float, high: float, seed: np.uint64) -> None:
+    """Replace the voxels outside of a region by uniform noise in [low, high), of 24 bits before it is rounded.
 
     Args:
         volume: Contiguous (z, y, x); changed in place, voxel after voxel.
-        grid: Whether each cell is replaced: bool (cells along z, y, x).
-        cuts: For each axis the first voxel of each cell and the voxel after the last one, int64 (cells + 1).
+        region: Cells and cuts (`Region`, three axes) of what stays.
         low: Lower end.
         high: Upper end.
         seed: Seed of the noise.
     """
+    cells, cuts = region
     state = seed * _FACTORS[0] + _SUMMANDS[0]
     step = (high - low) / 2**24
-    for i in range(grid.shape[0]):
+    for i in range(cells.shape[0]):
         for z in range(cuts[0][i], cuts[0][i + 1]):
-            for j in range(grid.shape[1]):
+            for j in range(cells.shape[1]):
                 for y in range(cuts[1][j], cuts[1][j + 1]):
-                    for k in range(grid.shape[2]):
-                        if grid[i, j, k]:
-                            state = _fill(volume[z, y, cuts[2][k] : cuts[2][k + 1]], low, step, state)
+                    end = 0  # of the last cell that stays
+                    for k in range(cells.shape[2]):
+                        if cells[i, j, k]:
+                            if end < cuts[2][k]:
+                                state = _fill(volume[z, y, end : cuts[2][k]], low, step, state)
+                            end = cuts[2][k + 1]
+                    if end < volume.shape[2]:
+                        state = _fill(volume[z, y, end:], low, step, state)
+
+
+@compiled
+def mirror(source: Any, mirrored: Any, flips: tuple[bool, bool, bool]) -> None:
+    """Copy a volume (z, y, x), mirrored along some of its axes, into another one."""
+    depth, rows, columns = source.shape
+    for z in range(depth):
+        for y in range(rows):
+            row = source[depth - 1 - z if flips[0] else z, rows - 1 - y if flips[1] else y]
+            if flips[2]:
+                for x in range(columns):
+                    mirrored[z, y, x] = row[np.uint64(columns - 1 - x)]
+            else:
+                for x in range(columns):
+                    mirrored[z, y, x] = row[x]

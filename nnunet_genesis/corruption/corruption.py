@@ -5,10 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
+from nnunet_genesis.corruption.boxes import Region
 from nnunet_genesis.settings_base import Settings, setting
 
 
@@ -25,9 +28,24 @@ class Params(ABC):
             high: Upper end; equal to `low` where the channel is constant.
         """
 
+    def apply_where_kept(self, channel: Tensor, low: float, high: float, region: Region) -> None:
+        """As `apply`, but outside of a region anything may be left: a later corruption overwrites it."""
+        self.apply(channel, low, high)
+
+    def kept(self, shape: Sequence[int]) -> Region | None:
+        """Where a channel (*spatial) is not overwritten, whatever it was there; None: it nowhere is."""
+        return None
+
     def loss_mask(self, shape: Sequence[int]) -> Tensor | None:
         """Boolean mask (*spatial) of the voxels whose restoration counts; None: all of them."""
         return None
+
+
+def for_loops(channel: Tensor, region: Region) -> tuple[npt.NDArray[np.floating], tuple[Any, Any]]:
+    """A channel and a region of it as compiled loops take them: (z, y, x), with one z in 2D."""
+    before = (1,) * (3 - channel.ndim)
+    cuts = (*[np.array([0, 1])] * len(before), *region.cuts)
+    return channel.numpy().reshape(before + channel.shape), (region.cells.reshape(before + region.cells.shape), cuts)
 
 
 @dataclass(frozen=True)

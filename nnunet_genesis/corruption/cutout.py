@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from nnunet_genesis.corruption.boxes import Box, grid, grown, random_box, shrunk, union_share
+from nnunet_genesis.corruption.boxes import Box, Region, grown, random_box, region, shrunk, union_share
 from nnunet_genesis.corruption.compiled import fill_with_noise
-from nnunet_genesis.corruption.corruption import Corruption, Params
+from nnunet_genesis.corruption.corruption import Corruption, Params, for_loops
 from nnunet_genesis.settings_base import setting
 
 _SEEDS = 2**63
@@ -37,11 +37,12 @@ class CutoutParams(Params):
 
     def apply(self, channel: Tensor, low: float, high: float) -> None:
         """Replace voxels with noise that is uniform over the value range; the others keep their bits."""
-        inside, cuts = grid(self.boxes, channel.shape)
-        volume, replaced = channel.numpy(), ~inside if self.outer else inside
-        if channel.ndim == 2:
-            volume, replaced, cuts = volume[None], replaced[None], [np.array([0, 1]), *cuts]
-        fill_with_noise(volume, replaced, tuple(cuts), low, high, np.uint64(self.seed))
+        fill_with_noise(*for_loops(channel, self.kept(channel.shape)), low, high, np.uint64(self.seed))
+
+    def kept(self, shape: Sequence[int]) -> Region:
+        """What noise does not replace."""
+        inside = region(self.boxes, shape)
+        return inside if self.outer else inside._replace(cells=~inside.cells)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from nnunet_genesis.corruption.boxes import Region, whole
 from nnunet_genesis.corruption.compiled import map_piecewise
-from nnunet_genesis.corruption.corruption import Corruption, Params
+from nnunet_genesis.corruption.corruption import Corruption, Params, for_loops
 from nnunet_genesis.settings_base import setting
 
 KNOTS = 1024
@@ -56,13 +57,17 @@ class IntensityParams(Params):
 
     def apply(self, channel: Tensor, low: float, high: float) -> None:
         """Send all values along the curve; nothing changes where the value range has no width."""
+        self.apply_where_kept(channel, low, high, whole(channel.shape))
+
+    def apply_where_kept(self, channel: Tensor, low: float, high: float, region: Region) -> None:
+        """Send all values of a region, and some beside it, along the curve."""
         if not _SPANS[0] < high - low < _SPANS[1]:
             return
         table = low + (high - low) * self.table()
         step = np.diff(table)
         base = table[:-1] - step * np.arange(KNOTS - 1)
         rise = step * ((KNOTS - 1) / (high - low))
-        map_piecewise(channel.numpy().reshape(-1), base, rise, low, high, -1.0 if self.decreasing else 1.0)
+        map_piecewise(*for_loops(channel, region), base, rise, low, high, -1.0 if self.decreasing else 1.0)
 
 
 @dataclass(frozen=True)

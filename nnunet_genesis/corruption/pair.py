@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nnunet_genesis.corruption.boxes import whole
+from nnunet_genesis.corruption.compiled import mirror
 from nnunet_genesis.corruption.corruption import Params
 from nnunet_genesis.corruption.recipe import RECIPES, Recipe
 from nnunet_genesis.corruption.value_range import value_range
@@ -54,38 +57,53 @@ def sample_params(shape: Sequence[int], recipe: Recipe, rng: np.random.Generator
     return PairParams((count, *spatial), flips, tuple(zip(*params, strict=True)), recipe.range_percentiles)
 
 
-def apply_params(patch: Tensor, params: PairParams, ignored: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def apply_params(
+    patch: Tensor, params: PairParams, ignored: Tensor | None = None, room: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Make the (corrupted, target) pair of a patch on the CPU, both mirrored alike.
 
     Args:
         patch: Tensor (C, *spatial) on the CPU, floating, any intensity unit; not touched.
         params: What `sample_params` gave for this shape.
         ignored: Voxels that are not to be restored, bool (*spatial); corrupted like the others.
+        room: What `room_for` gave for this shape and type, to write to; memory that was used before takes less time.
 
     Returns:
-        Two new tensors of the same shape and type. The corrupted one is computed in float32 or wider. The value range
-        of each channel is that of the clean channel. NaN stays in its place, but for shuffling, which moves it like
-        any value. The target is the clean patch, with NaN in what is ignored and where a corruption wants no
-        restoration.
+        Two tensors of the same shape and type: those in `room`, or new ones. The corrupted one is computed in float32
+        or wider. The value range of each channel is that of the clean channel. NaN stays in its place, but for
+        shuffling, which moves it like any value. The target is the clean patch, with NaN in what is ignored and where
+        a corruption wants no restoration.
 
     Raises:
-        DatasetError: The patch has another shape than was sampled for, or holds whole numbers.
+        DatasetError: The patch has another shape than was sampled for, or holds whole numbers; the room is for others.
 
     Order and odds are those of Models Genesis (Zhou et al., MICCAI 2019 and MedIA 2021). How ours differs:
     every channel is corrupted by itself, with its own odds and its own intensities; flips are sampled once per
     axis.
     """
     _check(patch, params)
-    target = _flipped(patch, params)
-    # numpy copies into huge pages: at 160³ a third less time for shuffling than in torch's memory
-    corrupted = torch.from_numpy(np.array(_wide(target).numpy(), order="C"))
-    for clean, channel, corruptions in zip(target, corrupted, params.channels, strict=True):
+    corrupted, target = room or room_for(patch)
+    if not (_kind(patch) == _kind(corrupted) == _kind(target)):
+        raise DatasetError(f"The room for a pair is for {_kind(corrupted)}, not for a patch of {_kind(patch)}.")
+    _mirror(patch, target, params)
+    wide = corrupted if corrupted.itemsize > 2 else room_for(patch.float())[0]
+    wide.copy_(target)
+    for clean, channel, corruptions in zip(target, wide, params.channels, strict=True):
         if any(corruptions):
             low, high = value_range(clean, params.percentiles)
-            for one in filter(None, corruptions):
-                one.apply(channel, low, high)
+            _corrupt(channel, [*filter(None, corruptions)], low, high)
     _apply_loss_masks(target, params, ignored)
-    return corrupted.to(patch.dtype), target
+    return corrupted if corrupted is wide else corrupted.copy_(wide), target
+
+
+def room_for(patch: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory for the pair of a patch (C, *spatial), and for those of others of its shape and type after it.
+
+    Numpy's, which has huge pages: at 160³ a third less time for shuffling than in torch's.
+    """
+    bits = patch.view(_BITS[patch.itemsize]).numpy()  # numpy does not know bfloat16
+    corrupted, target = (torch.from_numpy(np.empty(bits.shape, bits.dtype)).view(patch.dtype) for _ in range(2))
+    return corrupted, target
 
 
 def make_pair(patch: Tensor, recipe: Recipe, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -107,14 +125,26 @@ def _check(patch: Tensor, params: PairParams) -> None:
         )
 
 
-def _flipped(patch: Tensor, params: PairParams) -> Tensor:
-    """A mirrored copy (C, *spatial); the only place where patches are mirrored.
+def _kind(patch: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
+    return patch.dtype, tuple(patch.shape)
 
-    In numpy's memory, like the corrupted one: where torch's and numpy's take turns, a process keeps up to eight copies.
-    """
-    bits = patch.view(_BITS[patch.itemsize]).numpy()  # numpy does not know bfloat16
-    mirrored = np.array(np.flip(bits, tuple(axis + 1 for axis in params.flips)), order="C")
-    return torch.from_numpy(mirrored).view(patch.dtype)
+
+def _corrupt(channel: Tensor, corruptions: Sequence[Params], low: float, high: float) -> None:
+    """Apply one after another, in place, and not where the next one overwrites all."""
+    for one, following in zip_longest(corruptions, corruptions[1:]):
+        kept = following.kept(channel.shape) if following else None
+        one.apply_where_kept(channel, low, high, kept or whole(channel.shape))
+
+
+def _mirror(patch: Tensor, mirrored: Tensor, params: PairParams) -> None:
+    """Copy a patch, mirrored, to another place; where patches are mirrored, but for what is ignored."""
+    flips = tuple(axis in params.flips for axis in range(patch.ndim - 1))
+    bits = _BITS[patch.itemsize]
+    for source, goal in zip(patch.contiguous().view(bits).numpy(), mirrored.view(bits).numpy(), strict=True):
+        if patch.ndim == 3:
+            mirror(source[None], goal[None], (False, *flips))
+        else:
+            mirror(source, goal, flips)
 
 
 def _apply_loss_masks(target: Tensor, params: PairParams, ignored: Tensor | None) -> None:
@@ -125,8 +155,3 @@ def _apply_loss_masks(target: Tensor, params: PairParams, ignored: Tensor | None
         for one in filter(None, corruptions):
             if (mask := one.loss_mask(channel.shape)) is not None:
                 channel.masked_fill_(~mask, torch.nan)
-
-
-def _wide(patch: Tensor) -> Tensor:
-    """As float32, or float64 if it is: the same tensor where nothing is to be done."""
-    return patch.to(torch.promote_types(patch.dtype, torch.float32))

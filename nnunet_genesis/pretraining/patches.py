@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from nnunet_genesis.corruption import PairParams, Recipe, apply_params, sample_params
+from nnunet_genesis.corruption import PairParams, Recipe, apply_params, room_for, sample_params
 from nnunet_genesis.errors import DatasetError, GenesisError, SettingsError, printable, reason
 from nnunet_genesis.ignored_regions import IGNORED, digest_in
 from nnunet_genesis.named_classes import names_primus
@@ -61,6 +61,7 @@ class PatchBatches(Dataset[dict[str, Any]]):
     weights: tuple[float, ...] = ()
     """How often training patches come from each of the datasets in `volumes.counts`; empty: each volume alike."""
     _opened: tuple[str, Any] | None = field(default=None, repr=False)
+    _room: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         """Fix the order in which validation walks through the volumes."""
@@ -73,7 +74,7 @@ class PatchBatches(Dataset[dict[str, Any]]):
         """Batch `number`, counted from 0."""
         begin = number * self.global_batch_size + self.first
         crops, params, keys, ignored = zip(*(self.crop(begin + i) for i in range(self.batch_size)), strict=True)
-        corrupted, target = zip(*map(apply_params, crops, params, ignored), strict=True)
+        corrupted, target = zip(*map(apply_params, crops, params, ignored, self._rooms(crops)), strict=True)
         data, goal = stacked(corrupted, self.patch_size, 0.0), stacked(target, self.patch_size, math.nan)
         if self.recipe.masking.leaves_out:
             data = shown_unless_restored(data, goal)
@@ -90,6 +91,13 @@ class PatchBatches(Dataset[dict[str, Any]]):
         if self.recipe.masking.leaves_out:
             crop, ignored = self._whole(crop, ignored)
         return crop, sample_params(crop.shape, self.recipe, corruptions), case, ignored
+
+    def _rooms(self, crops: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
+        """Memory for the pairs of whole patches, which the next batch uses again; None: the crop is smaller."""
+        whole = [tuple(crop.shape[1:]) == self.patch_size for crop in crops]
+        self._room += [room_for(crops[whole.index(True)]) for _ in range(sum(whole) - len(self._room))]
+        free = iter(self._room)
+        return [next(free) if fits else None for fits in whole]
 
     def _drawn(self, k: int) -> tuple[str, np.random.Generator]:
         """The case of sample `k`, and the generator that places its crop."""

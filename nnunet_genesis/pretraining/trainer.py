@@ -39,7 +39,7 @@ from nnunet_genesis.pretraining.loss import (
 from nnunet_genesis.pretraining.optimiser import StepSchedule, optimiser_of
 from nnunet_genesis.pretraining.patches import TRAINING, VALIDATION, PatchBatches, fitted
 from nnunet_genesis.pretraining.restoration_log import RestorationLog, draw_restored
-from nnunet_genesis.pretraining.volumes import Indexes, in_words, refuse_too_few, split, volumes_folders
+from nnunet_genesis.pretraining.volumes import Indexes, changed_since, in_words, refuse_too_few, split, volumes_folders
 from nnunet_genesis.ranks import RankedTrainer
 from nnunet_genesis.settings import CONVOLUTIONAL, TRANSFORMER, PretrainingSettings
 
@@ -208,7 +208,10 @@ class nnUNetTrainerGenesisPretrain(RankedTrainer):  # noqa: N801
             return
         known = [record for record in self.resumed_from if record is not None]
         if len(known) == len(self.resumed_from):
-            record = reduce(CaseRecord.joined, [*known, self.indexes.record(sorted(cases))])
+            now = self.indexes.record(sorted(cases))
+            for warning in filter(None, (changed_since(before, now) for before in known)):
+                self.print_to_log_file(warning)
+            record = reduce(CaseRecord.joined, [*known, now])
             self.seen = {KEY: kept_record(record.block(), Path(self.output_folder))}
 
     def _batches(self, cases: list[str], stream: int, recipe: Recipe | None = None) -> PatchBatches:

@@ -10,13 +10,16 @@ from typing import Any, overload
 
 import numpy as np
 
-from nnunet_genesis.errors import DatasetError
+from nnunet_genesis.errors import DatasetError, printable
 from nnunet_genesis.leaks.case_record import CaseRecord
 from nnunet_genesis.nnunet_dataset import check_configuration, configuration_of, made_by, read_plans, refuse_other_plans
 from nnunet_genesis.preflight import volumes_folder
 from nnunet_genesis.pretraining.patches import hold_out
 from nnunet_genesis.settings import PretrainingSettings, by_dataset, named
 from nnunet_genesis.volume_index import IndexedVolumes, VolumeIndex, index_of
+
+SHOWN = 3
+"""Cases that a warning names."""
 
 
 def volumes_folders(plans: dict[str, Any], configuration: str, settings: PretrainingSettings) -> dict[str, Path]:
@@ -195,6 +198,25 @@ def refuse_too_few(index: VolumeIndex, folder: Path) -> None:
     count = len(index.readable())
     if count < 5 and not (folder / "splits_final.json").is_file():
         raise DatasetError(f"{count} volumes are too few for nnU-Net's five folds. Use fold all.")
+
+
+def changed_since(before: CaseRecord, now: CaseRecord) -> str:
+    """How the cases of a training that is resumed differ from those it saw before; "" where they do not."""
+    seen, todays = ({(name, bytes(digest)) for name, digest in zip(one.names, one.digests, strict=True)}
+                    for one in (before, now))  # fmt: skip
+    new, gone = ({name for name, _ in one - other} for one, other in ((todays, seen), (seen, todays)))
+    kinds = {"changed": new & gone, "new": new - gone, "not trained on any more": gone - new}
+    told = [f"{len(cases)} {kind} ({_some(sorted(cases))})" for kind, cases in kinds.items() if cases]
+    if not told:
+        return ""
+    return (
+        f"WARNING: the cases are not those that this training saw before: {', '.join(told)}. It goes on with today's."
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(printable(name, 80) for name in names[:SHOWN])
+    return f"{shown}, …" if len(names) > SHOWN else shown
 
 
 def in_words(volumes: JoinedVolumes, settings: PretrainingSettings, trained: str) -> str:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from nnunet_genesis.corruption import RECIPES
-from nnunet_genesis.corruption.boxes import grid, grown, random_box, shrunk, union, union_share
+from nnunet_genesis.corruption.boxes import grown, random_box, region, shrunk, union, union_share
 from nnunet_genesis.corruption.cutout import Cutout, CutoutParams
 from tests.corruption.reference import DTYPES, SPATIAL, applied, bits, dtypes, inside, noise, painted, seeds, shapes
 
@@ -46,7 +46,7 @@ def test_the_share_of_a_union_is_that_of_its_mask(shape, seed, count):
     rng = np.random.default_rng(seed)
     boxes = [random_box(shape, (0.1, 0.7), 0, False, rng) for _ in range(count)]
     assert union_share(boxes, shape) == pytest.approx(union(boxes, shape).mean())
-    cells, cuts = grid(boxes, shape)
+    cells, cuts = region(boxes, shape)
     for axis, cut in enumerate(cuts):
         cells = cells.repeat(np.diff(cut), axis)
     np.testing.assert_array_equal(cells, union(boxes, shape))

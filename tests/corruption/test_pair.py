@@ -7,9 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_genesis.corruption import RECIPES, apply_params, make_pair, sample_params
+from nnunet_genesis.corruption import RECIPES, apply_params, make_pair, room_for, sample_params
+from nnunet_genesis.corruption.corruption import Params
+from nnunet_genesis.corruption.cutout import CutoutParams
+from nnunet_genesis.corruption.pair import PairParams
 from nnunet_genesis.errors import DatasetError
-from tests.corruption.reference import SPATIAL, bits, dtypes, ends, noise, ordered, plain_pair, seeds, shapes
+from tests.corruption.reference import SPATIAL, bits, dtypes, ends, inside, noise, ordered, plain_pair, seeds, shapes
 
 SINGLE = RECIPES["released"].alone()
 ANY_NETWORK = [recipe for name, recipe in RECIPES.items() if name != "mae"]  # whose cells are those of a network
@@ -71,7 +74,9 @@ def test_patches_of_all_shapes_come_out_as_they_went_in(recipe, shape, dtype, se
 
 
 @settings(max_examples=60, deadline=None)
-@given(recipes, channels, shapes, seeds)
+@given(
+    recipes, channels, st.one_of(shapes, st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(30, 150))), seeds
+)
 def test_a_pair_is_that_of_the_plain_tellings(recipe, count, shape, seed):
     patch = noise((count, *shape), seed)
     params = sample_params(patch.shape, dataclasses.replace(light(recipe), flip_probability=0.3), rng(seed))
@@ -90,6 +95,53 @@ def test_the_same_seed_gives_the_same_pair_and_replays(recipe, count, shape, see
     sent = pickle.loads(pickle.dumps(params))
     for pair in (again, apply_params(patch, params), apply_params(patch, sent)):
         assert [bits(half) for half in pair] == [bits(half) for half in first]
+
+
+class Listening(Params):
+    """Changes nothing, and notes where its result is of use."""
+
+    def __init__(self):
+        self.regions = []
+
+    def apply(self, channel, low, high):
+        raise AssertionError("not everywhere")
+
+    def apply_where_kept(self, channel, low, high, region):
+        self.regions.append(region)
+
+
+@pytest.mark.parametrize("outer", [True, False])
+def test_a_corruption_knows_what_the_next_one_overwrites(outer):
+    one, cutout = Listening(), CutoutParams(outer, (((2, 5), (0, 4)),), 0)
+    apply_params(noise((1, 8, 9)), PairParams((1, 8, 9), (), ((one, None, cutout),), (0.5, 99.5)))
+    apply_params(noise((1, 8, 9)), PairParams((1, 8, 9), (), ((cutout, one),), (0.5, 99.5)))
+    for (cells, cuts), expected in zip(
+        one.regions, [inside((8, 9), cutout) == outer, np.ones((8, 9), bool)], strict=True
+    ):
+        rows, columns = (np.repeat(np.arange(len(cut) - 1), np.diff(cut)) for cut in cuts)
+        assert np.array_equal(cells[np.ix_(rows, columns)], expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(recipes, channels, shapes, seeds, st.sampled_from([torch.float16, torch.float32, torch.float64]))
+def test_a_room_that_was_used_before_gives_the_same_pair(recipe, count, shape, seed, dtype):
+    patch = noise((count, *shape), seed, dtype)
+    params = sample_params(patch.shape, light(recipe), rng(seed))
+    room = room_for(patch)
+    for used in room:
+        used.fill_(torch.inf)
+    pair = apply_params(patch, params, room=room)
+    assert [one is other for one, other in zip(pair, room, strict=True)] == [True, True]
+    assert [bits(one) for one in pair] == [bits(one) for one in apply_params(patch, params)]
+
+
+def test_a_room_for_other_patches_is_refused():
+    patch = torch.zeros(1, 8, 8, 8)
+    params = sample_params(patch.shape, RECIPES["paper"], rng())
+    for other in (torch.zeros(1, 8, 8, 7), patch.half()):
+        for room in (room_for(other), (room_for(patch)[0], room_for(other)[1])):
+            with pytest.raises(DatasetError, match="room for a pair is for .*, not for a patch of"):
+                apply_params(patch, params, room=room)
 
 
 @pytest.mark.parametrize("name", SINGLE)

@@ -52,6 +52,15 @@ def test_the_values_are_the_same_in_another_order(shape, seed, dtype):
     assert bits(ordered(out)) == bits(ordered(channel))
 
 
+@pytest.mark.parametrize("shape", [(11, 13, 17), (40, 33)])
+def test_large_windows_are_shuffled_as_it_is_told(shape):
+    """More voxels than are drawn in one go."""
+    whole = [[0, edge] for edge in shape]
+    params = ShufflingParams(np.array([whole, [[1, edge] for edge in shape]], np.int32), 5)
+    channel = noise(shape)
+    assert np.array_equal(applied(channel, params, 0, 1).numpy(), shuffled(channel.numpy(), params))
+
+
 @settings(max_examples=40, deadline=None)
 @given(shapes, seeds)
 def test_windows_are_bounded_and_inside(shape, seed):

@@ -200,4 +200,5 @@ def test_a_resumed_training_keeps_what_was_seen_before(place, checkpoint, silent
         assert (record and sorted(record.names)) == names
         logs = sorted(folder.glob("training_log*.txt"), key=lambda log: log.stat().st_mtime)
         assert ("does not say which cases it saw" in logs[-1].read_text()) == (names is None)
+        assert ("saw before: 1 not trained on any more (d_scan). It goes on" in logs[-1].read_text()) == bool(names)
         final.unlink()

@@ -73,6 +73,16 @@ def test_batches_do_not_depend_on_the_number_of_gpus():
                         for key in whole})  # fmt: skip
 
 
+def test_a_batch_keeps_what_it_has_when_others_follow():
+    """Whole patches are corrupted in memory that the next batch uses again; those of smaller volumes are not."""
+    stream = batches(VOLUMES, batch_size=3, global_batch_size=3)
+    several = [stream[number] for number in range(6)]
+    for number, batch in enumerate(several):
+        assert same(batch, batches(VOLUMES, batch_size=3, global_batch_size=3)[number])
+    most = max(batch["keys"].count("case0") for batch in several)
+    assert 0 < most == len(stream._room)
+
+
 def test_streams_seeds_and_numbers_differ():
     datas = [
         batches(VOLUMES)[0], batches(VOLUMES)[1], batches(VOLUMES, seed=1)[0], batches(VOLUMES, stream=VALIDATION)[0]

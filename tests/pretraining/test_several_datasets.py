@@ -14,10 +14,11 @@ import torch
 from nnunet_genesis.batches import load
 from nnunet_genesis.errors import DatasetError, SettingsError
 from nnunet_genesis.files import read_json, write_json
+from nnunet_genesis.leaks.case_record import CaseRecord
 from nnunet_genesis.leaks.search import NAMESAKE, search
 from nnunet_genesis.nnunet_dataset import configuration_of, made_by, record_of
 from nnunet_genesis.pretraining.patches import TRAINING, VALIDATION, hold_out
-from nnunet_genesis.pretraining.volumes import Indexes, JoinedVolumes, in_words, split, volumes_folders
+from nnunet_genesis.pretraining.volumes import Indexes, JoinedVolumes, changed_since, in_words, split, volumes_folders
 from nnunet_genesis.resources import plans_folder
 from nnunet_genesis.settings import MOST_DATASETS, PretrainingSettings, by_dataset, named
 from tests.pretraining.test_patches import Volumes, batches, noise, same
@@ -270,3 +271,19 @@ def test_a_further_dataset_alone_leaves_out_its_own_cases():
     assert PretrainingSettings.of_plans({"genesis": {"pretraining": settings.block()}}) == settings
     assert settings.of_further(B) == PretrainingSettings(exclude=("x",))
     assert settings.of_further(C) == PretrainingSettings(exclude=("y",))
+
+
+def seen(**digests: int) -> CaseRecord:
+    """A row of two channels for each case."""
+    names = [name for name in digests for _ in range(2)]
+    rows = np.repeat(np.array(list(digests.values()), np.uint8), 2)[:, None].repeat(16, 1)
+    return CaseRecord(tuple(names), rows, np.zeros((len(names), 4096), np.int8))
+
+
+def test_a_training_that_goes_on_says_which_cases_are_others():
+    before = seen(a=1, b=2, c=3)
+    assert changed_since(before, seen(c=3, b=2, a=1)) == ""
+    assert "before: 1 changed (b). It goes on" in changed_since(before, seen(a=1, b=9, c=3))
+    assert "before: 1 not trained on any more (a). It" in changed_since(before, seen(b=2, c=3))
+    more = changed_since(before, seen(a=7, c=3, z=4, y=5, x=6, **{"v\nw": 1}))
+    assert "1 changed (a), 4 new (v w, x, y, …), 1 not trained on any more (b). It goes on" in more

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from nnunet_genesis.resources import trainers_folder
 from tests.conftest import use_folders
 from tests.trainers.conftest import PRETRAIN, edit_plans, pretraining_plans
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "distributed.md"
 SETTINGS = {"epochs": 4, "iterations": 5, "validation_iterations": 2, "save_every": 1, "plot_every": 100, "warmup": 1}
 FRAGILE = '''
 import os, signal
@@ -81,8 +83,14 @@ def prepare(ready_once: Path, base: Path, patch: pytest.MonkeyPatch) -> Path:
     (base / "trainers").mkdir()
     (base / "trainers" / f"{TRAINER}.py").write_text(FRAGILE)
     patch.setenv("nnUNet_extTrainer", f"{trainers_folder()}{os.pathsep}{base / 'trainers'}")
-    patch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    export(patch)
     return base
+
+
+def export(patch: pytest.MonkeyPatch) -> None:
+    """Set what the document sets for several machines."""
+    for name, value in re.findall(r"^export (TORCH\w+)=(\w+)$", DOCUMENT.read_text(), re.M):
+        patch.setenv(name, value)
 
 
 def output(base: Path, where: str = f"Dataset501_Scans/{TRAINER}__nnUNetGenesisPlans__3d_fullres/fold_all") -> Path:

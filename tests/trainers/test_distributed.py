@@ -7,22 +7,26 @@ import shutil
 import signal
 import socket
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_genesis import distributed
+from nnunet_genesis.interruption import unwatch
 from nnunet_genesis.pretraining.loss import RestorationLoss
 from nnunet_genesis.ranks import UNFINISHED
 from tests.conftest import run_stock, threads_for_processes
 from tests.trainers.conftest import FINETUNE
-from tests.trainers.fragile import ARGUMENTS, checkpoint, forked, output, prepare
+from tests.trainers.fragile import ARGUMENTS, checkpoint, export, forked, output, prepare
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,7 @@ def free_port() -> int:
 
 def train(*arguments: str) -> None:
     """What torchrun starts as `-m nnunet_genesis.distributed` and some arguments."""
+    unwatch()  # a fork has the agent's handler of SIGTERM, which a process that waits for others never calls
     sys.argv = ["nnunet_genesis.distributed", *arguments]
     with pytest.MonkeyPatch.context() as patch:
         threads_for_processes(patch)
@@ -54,12 +59,12 @@ def train(*arguments: str) -> None:
     assert not dist.is_initialized()
 
 
-def agent(words: list[str], arguments: list[str]) -> None:
+def agent(words: list[str], arguments: list[str], process: Callable[..., None] = train) -> None:
     """What torchrun is on one of two machines, but that its processes are forked."""
-    usual = ["--nnodes", "2", "--max-restarts", "1", "--monitor-interval", "0.1"]
+    usual = ["--nnodes", "2", "--monitor-interval", "0.1"]
     config, _, _ = config_from_args(parse_args([*usual, *words, "-m", "nnunet_genesis.distributed"]))
     config.start_method = "fork"
-    elastic_launch(config, train)(*arguments)
+    elastic_launch(config, process)(*arguments)
 
 
 def process(rank: int, processes: int, port: int, arguments: list[str]) -> None:
@@ -85,8 +90,9 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 def test_two_machines_of_which_one_loses_a_process_train_like_one_process(base: Path, alone):
     """Two agents, two processes each, 20 steps; that one is killed in the third epoch costs a restart of all."""
     (output(base) / "signal").write_text(f"{signal.SIGKILL:d} 3 2 3 train")
-    words = ["--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}"]
-    assert forked(agent, [([*words, "--rdzv-id", "1"], ARGUMENTS)] * 2) == [0, 0]
+    endpoint = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}", "--rdzv-id", "1"]
+    words = ["--nproc-per-node", "2", "--max-restarts", "1", *endpoint]
+    assert forked(agent, [(words, ARGUMENTS)] * 2) == [0, 0]
     assert not (output(base) / "signal").exists()
     assert_same(checkpoint(output(base)), alone)
     logs = sorted(output(base).glob("training_log_*.txt"))
@@ -94,6 +100,38 @@ def test_two_machines_of_which_one_loses_a_process_train_like_one_process(base: 
     writers = [Path((output(base) / f"writes_{rank}").read_text()) for rank in range(4)]
     assert writers[0] == output(base).parent
     assert not set(writers[1:]) & {writers[0]}
+
+
+def meet() -> None:
+    unwatch()
+    distributed.join(torch.device("cpu"))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def one_of_three(number: int, met: Path, port: int) -> None:
+    """The first machine, one that is lost as soon as it has met the first, or the one that is started in its place."""
+    rendezvous = DynamicRendezvousHandler.next_rendezvous
+
+    def lost(self: DynamicRendezvousHandler) -> None:
+        rendezvous(self)
+        met.touch()
+        os._exit(9)
+
+    if number == 1:
+        DynamicRendezvousHandler.next_rendezvous = lost  # type: ignore[assignment, method-assign]
+    while number == 2 and not met.exists():
+        time.sleep(0.02)
+    quick = f"is_host={int(number == 0)},keep_alive_interval=1,read_timeout=10"
+    words = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "1", "--rdzv-conf", quick]
+    agent(words, [], meet)
+
+
+def test_a_machine_that_is_lost_as_soon_as_all_have_met_is_replaced(tmp_path: Path, monkeypatch):
+    """With the settings of the docs the first agent has nothing to wait for that only the lost one could say."""
+    export(monkeypatch)
+    port = free_port()
+    assert forked(one_of_three, [(number, tmp_path / "met", port) for number in range(3)]) == [0, 9, 0]
 
 
 def test_machines_that_are_numbered_train_like_one_process(base: Path, alone):

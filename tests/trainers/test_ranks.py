@@ -55,6 +55,16 @@ def test_what_processes_of_torchrun_refuse(base: Path, monkeypatch, wrong, messa
             distributed.check(NAMES | wrong)
 
 
+@pytest.mark.parametrize(("restarts", "shared"), [("0", "True"), ("3", "False"), ("3", "True")])
+def test_restarts_are_refused_where_processes_would_look_for_those_before(base: Path, monkeypatch, restarts, shared):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
+    refused = pytest.raises(GenesisError, match="export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
+    with refused if (restarts, shared) == ("3", "True") else nullcontext():
+        distributed.check(NAMES)
+
+
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
 def test_without_torchrun_there_is_one_line(monkeypatch, name):
     for each in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
