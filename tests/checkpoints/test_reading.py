@@ -44,11 +44,15 @@ def test_a_file_that_would_run_code_is_refused_and_nothing_runs(tmp_path: Path):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_class_that_is_named_but_not_called_is_refused_too(tmp_path: Path, legacy):
+def test_a_class_that_is_named_but_not_called_is_refused_too(tmp_path: Path, monkeypatch, legacy):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # which lets code run where nobody says otherwise
     content = {"network_weights": {}, "layer": torch.nn.Linear}
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(CheckpointError, match=r"would run code that it names \(torch\.nn\.modules\.linear\.Linear\)\."):
         read_checkpoint(tmp_path / "a.pth")
+    (tmp_path / "plans.pkl").write_bytes(pickle.dumps({"plans": Path}))
+    with pytest.raises(CheckpointError, match=r"plans\.pkl cannot be read.*pathlib\.Path is not known"):
+        read_plain_pickle(tmp_path / "plans.pkl")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
