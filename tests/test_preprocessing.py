@@ -7,7 +7,8 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,9 @@ def test_shards_at_the_same_time_make_the_volumes_of_one_run(done):
     shutil.rmtree(folder)
     stale = done / f"{PLANS}_3d_fullres_unfinished_1_of_7"
     stale.mkdir()
-    with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(lambda number: run(shard=(number, 2)), (1, 2))) == [(1, 0, {}), (1, 0, {})]
+    with ProcessPoolExecutor(2, get_context("fork")) as pool:
+        shares = [pool.submit(run, shard=(number, 2)) for number in (1, 2)]
+        assert [share.result() for share in shares] == [(1, 0, {}), (1, 0, {})]
     assert content(folder) == before
     assert run(shard=(2, 2)) == (0, 1, {})
     assert stale.exists()  # it may be at work elsewhere
