@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -21,7 +22,7 @@ WIDEST = 8
 """Bytes of a voxel, at most."""
 
 
-def values_in(labels: np.ndarray) -> set[float]:
+def values_in(labels: np.ndarray[Any, Any]) -> set[float]:
     """All values of a segmentation (z, y, x), looked for plane by plane to spare memory."""
     return set().union(*(np.unique(plane).tolist() for plane in labels))
 

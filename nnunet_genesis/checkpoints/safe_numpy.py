@@ -29,7 +29,7 @@ class Kind:
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
-class Array(np.ndarray):
+class Array(np.ndarray[Any, Any]):
     """In place of `numpy.ndarray`; it is saved as one."""
 
     def __new__(cls, *_: Any) -> Array:

@@ -197,6 +197,20 @@ def fill_with_noise(volume: Volume, region: Any, low: float, high: float, seed: 
 
 
 @compiled
+def fill(volume: Volume, region: Any, value: float) -> None:
+    """Set the voxels outside of a region (cells and cuts, three axes) of a contiguous volume (z, y, x) to a value."""
+    cells, cuts = region
+    for i in range(cells.shape[0]):
+        for z in range(cuts[0][i], cuts[0][i + 1]):
+            for j in range(cells.shape[1]):
+                for y in range(cuts[1][j], cuts[1][j + 1]):
+                    for k in range(cells.shape[2]):
+                        if not cells[i, j, k]:
+                            for x in range(cuts[2][k], cuts[2][k + 1]):
+                                volume[z, y, x] = value
+
+
+@compiled
 def mirror(source: Any, mirrored: Any, flips: tuple[bool, bool, bool]) -> None:
     """Copy a volume (z, y, x), mirrored along some of its axes, into another one."""
     depth, rows, columns = source.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +40,11 @@ class Params(ABC):
     def loss_mask(self, shape: Sequence[int]) -> Tensor | None:
         """Boolean mask (*spatial) of the voxels whose restoration counts; None: all of them."""
         return None
+
+    def leave_out(self, target: Tensor) -> None:
+        """Put NaN, in place, into the voxels of a clean channel (*spatial) whose restoration does not count."""
+        if (mask := self.loss_mask(target.shape)) is not None:
+            target.masked_fill_(~mask, math.nan)
 
 
 def for_loops(channel: Tensor, region: Region) -> tuple[npt.NDArray[np.floating], tuple[Any, Any]]:

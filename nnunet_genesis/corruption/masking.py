@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_genesis.corruption.corruption import Corruption, Params
+from nnunet_genesis.corruption.boxes import Region
+from nnunet_genesis.corruption.compiled import fill
+from nnunet_genesis.corruption.corruption import Corruption, Params, for_loops
 from nnunet_genesis.errors import SettingsError
 from nnunet_genesis.settings_base import setting
 
@@ -31,7 +33,22 @@ class MaskingParams(Params):
 
     def apply(self, channel: Tensor, low: float, high: float) -> None:
         """Set the masked voxels to 0, the mean of z-scored intensities and the value of padding, or to NaN."""
-        channel.masked_fill_(self.loss_mask(channel.shape), self.value)
+        fill(*for_loops(channel, self.kept(channel.shape)), self.value)
+
+    def kept(self, shape: Sequence[int]) -> Region:
+        """What is visible."""
+        visible = np.ones(_grid(shape, self.edges), dtype=bool)
+        visible.flat[list(self.cells)] = False
+        cuts = (np.minimum(np.arange(cells + 1) * edge, voxels)
+                for cells, edge, voxels in zip(visible.shape, self.edges, shape, strict=True))  # fmt: skip
+        return Region(visible, tuple(cuts))
+
+    def leave_out(self, target: Tensor) -> None:
+        """Put NaN into what is visible."""
+        if target.itemsize < 4:
+            return super().leave_out(target)
+        visible = self.kept(target.shape)
+        fill(*for_loops(target, visible._replace(cells=~visible.cells)), math.nan)
 
     def loss_mask(self, shape: Sequence[int]) -> Tensor:
         """The masked voxels: what is visible needs no restoration."""

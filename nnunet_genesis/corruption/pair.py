@@ -113,7 +113,7 @@ def make_pair(patch: Tensor, recipe: Recipe, rng: np.random.Generator) -> tuple[
 
 def compile_loops() -> None:
     """Compile the loops over voxels (or read it from disk), so that processes forked afterwards need not."""
-    for recipe in RECIPES["paper"].alone().values():
+    for recipe in (*RECIPES["paper"].alone().values(), RECIPES["masking"]):
         make_pair(torch.arange(64.0).view(1, 4, 4, 4), recipe, np.random.default_rng(0))
 
 
@@ -153,5 +153,4 @@ def _apply_loss_masks(target: Tensor, params: PairParams, ignored: Tensor | None
         target.masked_fill_(ignored.flip(params.flips), torch.nan)
     for channel, corruptions in zip(target, params.channels, strict=True):
         for one in filter(None, corruptions):
-            if (mask := one.loss_mask(channel.shape)) is not None:
-                channel.masked_fill_(~mask, torch.nan)
+            one.leave_out(channel)

@@ -46,7 +46,7 @@ def pooled(channel: Array) -> Array:
     Args:
         channel: (z, y, x); values that are not finite count as 0.
     """
-    volume = np.nan_to_num(np.asarray(channel, dtype=np.float32), posinf=0.0, neginf=0.0)
+    volume: Array = np.nan_to_num(np.asarray(channel, dtype=np.float32), posinf=0.0, neginf=0.0)
     inside = np.linspace(-0.5, 0.5, SHIFTS)
     points = ((np.arange(GRID) + 0.5)[:, None] + inside).ravel() / GRID
     for axis, length in enumerate(volume.shape):

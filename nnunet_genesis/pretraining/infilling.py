@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,10 +59,10 @@ def infilled(patches: Tensor, visible: Tensor, cell: Sequence[int]) -> Tensor:
 
 
 def _interpolated(
-    there: np.ndarray[tuple[int, int], np.dtype[np.int64]],
-    values: np.ndarray[tuple[int, int], np.dtype[np.float32]],
-    wanted: np.ndarray[tuple[int, int], np.dtype[np.int64]],
-) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    there: np.ndarray[Any, np.dtype[np.int64]],
+    values: np.ndarray[Any, np.dtype[np.float32]],
+    wanted: np.ndarray[Any, np.dtype[np.int64]],
+) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Values (places, C) at places (places, 3) → those at the wanted ones."""
     nearest = np.asarray(NearestNDInterpolator(there, values)(wanted), dtype=np.float64)
     try:

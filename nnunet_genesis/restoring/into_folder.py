@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,7 +144,8 @@ def _restored(scan: Scan, restorer: Restorer) -> Case:
     done = restorer.restore(volumes, seen[0].GetSpacing()[::-1])
     within = done.difference[done.box]
     scores = float(within.mean(dtype=np.float64)), float(np.percentile(within, 99))
-    restored = [_on_grid(volume, seen[0], images[0]) for volume in done.volume]
+    channels: Iterable[Volume] = done.volume
+    restored = [_on_grid(volume, seen[0], images[0]) for volume in channels]
     return Case(images, restored, _on_grid(done.difference, seen[0], images[0]), scores)
 
 

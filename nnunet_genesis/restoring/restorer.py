@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,8 @@ class Restorer:
         transposed = restored.transpose(0, *(axis + 1 for axis in order))  # a view
         difference = np.zeros(image.shape[1:], dtype=np.float32)
         difference.transpose(order)[box] = np.abs(change).mean(axis=0)
-        for channel, given, changed in zip(transposed, normalised, change, strict=True):
+        channels: Iterable[tuple[Volume, Volume, Volume]] = zip(transposed, normalised, change, strict=True)
+        for channel, given, changed in channels:
             channel[box] += _unit(channel[box], given, inside) * changed
         return Restored(restored, difference, tuple(box[axis] for axis in back))
 

@@ -9,7 +9,7 @@ import numpy as np, torch
 from nnunet_genesis.corruption import RECIPES, compile_loops, make_pair
 from nnunet_genesis.corruption import compiled
 compile_loops()
-loops = compiled.shuffle_windows, compiled.map_piecewise, compiled.fill_with_noise, compiled.mirror
+loops = compiled.shuffle_windows, compiled.map_piecewise, compiled.fill_with_noise, compiled.mirror, compiled.fill
 """
 
 
@@ -25,14 +25,14 @@ def test_the_second_process_does_not_compile_and_no_loop_leaves_its_arrays(tmp_p
     """Machine code does not look where it reads and writes, unless Numba is told to let it."""
     count = "print([sum(loop.stats.cache_hits.values()) for loop in loops])"
     checked = {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_BOUNDSCHECK": "1"}
-    assert python(count, **checked) == "[0, 0, 0, 0]"
+    assert python(count, **checked) == "[0, 0, 0, 0, 0]"
     pairs = """
 for shape in [(1, 1, 1), (1, 30, 40), (1, 1, 9, 9), (1, 20, 30, 33)]:
     for seed in range(3):
-        for recipe in [RECIPES["paper"], RECIPES["released"], *RECIPES["released"].alone().values()]:
+        for recipe in [RECIPES["paper"], RECIPES["released"], RECIPES["masking"], *RECIPES["released"].alone().values()]:
             make_pair(torch.randn(shape), recipe, np.random.default_rng(seed))
 """
-    assert python(pairs + count, **checked) == "[1, 1, 1, 1]"
+    assert python(pairs + count, **checked) == "[1, 1, 1, 1, 1]"
 
 
 def test_training_finds_the_loops_compiled():

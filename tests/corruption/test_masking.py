@@ -34,6 +34,21 @@ def test_whole_cells_of_the_grid_are_masked(shape, seed):
 
 
 @settings(max_examples=40, deadline=None)
+@given(shapes, seeds, st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]), st.booleans())
+def test_what_is_masked_is_hidden_and_the_rest_is_left_out_whatever_the_type(shape, seed, dtype, absent):
+    """The target is the channel where the input hides it, and nothing elsewhere."""
+    shape = tuple(edge + 5 for edge in shape) if absent else shape  # one cell cannot be absent
+    channel = noise(shape, seed, dtype)
+    params = Masking(cell_size=5, masked_as="absent" if absent else "zeros").sample(shape, rng(seed))
+    masked = params.loss_mask(channel.shape)
+    hidden, target = applied(channel, params, -2, 2), channel.clone()
+    params.leave_out(target)
+    emptied = channel.masked_fill(masked, math.nan if absent else 0.0)
+    for found, expected in ((hidden, emptied), (target, channel.masked_fill(~masked, math.nan))):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@settings(max_examples=40, deadline=None)
 @given(shapes, seeds)
 def test_cells_have_an_edge_along_each_axis_and_a_network_gives_those_that_are_0(shape, seed):
     stride = (2, 5, 7)[: len(shape)]
