@@ -44,6 +44,21 @@ def test_one_version_everywhere():
     assert importlib.metadata.version("nnunet-genesis") == declared[1]
 
 
+def test_the_oldest_versions_are_those_that_are_allowed():
+    """`requirements/oldest.txt` is what the tests are run with from time to time, on Python 3.10."""
+    project = (REPOSITORY / "pyproject.toml").read_text()
+    declared = re.search(r"^dependencies.*?^demo", project, re.MULTILINE | re.DOTALL)[0]
+    declared += re.search(r"^study.*?^dev", project, re.MULTILINE | re.DOTALL)[0]
+    allowed = dict(re.findall(r'"([\w-]+)>=([\d.]+)', declared))
+    oldest = dict(
+        re.findall(r"^([\w-]+)==([\d.]+)$", (REPOSITORY / "requirements/oldest.txt").read_text(), re.MULTILINE)
+    )
+    assert len(allowed) > 15
+    assert {name: f"{version}.0.0".split(".")[:3] for name, version in allowed.items()} == {
+        name: version.split(".") for name, version in oldest.items()
+    }
+
+
 def test_folders_are_those_of_the_checkout():
     assert trainers_folder() == REPOSITORY / "trainers"
     assert plans_folder() == REPOSITORY / "plans"
