@@ -19,7 +19,7 @@ _ONE, _HALF, _HIGH_24 = np.uint64(1), np.uint64(32), np.uint64(40)
 _BLOCK = 512
 """Voxels that are worked on in one go: what is computed in between stays in the fastest cache."""
 _VECTOR = 32
-"""Voxels that a processor takes at a time, at most."""
+"""Voxels that compiled code takes in one turn of a loop."""
 
 
 def _leaps(count: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
@@ -158,7 +158,7 @@ def map_piecewise(
 
 
 @compiled
-def _fill(row, low, step, state):  # type: ignore[no-untyped-def]
+def _fill_row(row, low, step, state):  # type: ignore[no-untyped-def]
     """Replace a row of voxels by noise; the next state."""
     for start in range(0, row.size, _BLOCK):
         block = row[start : start + _BLOCK]
@@ -190,10 +190,10 @@ def fill_with_noise(volume: Volume, region: Any, low: float, high: float, seed: 
                     for k in range(cells.shape[2]):
                         if cells[i, j, k]:
                             if end < cuts[2][k]:
-                                state = _fill(volume[z, y, end : cuts[2][k]], low, step, state)
+                                state = _fill_row(volume[z, y, end : cuts[2][k]], low, step, state)
                             end = cuts[2][k + 1]
                     if end < volume.shape[2]:
-                        state = _fill(volume[z, y, end:], low, step, state)
+                        state = _fill_row(volume[z, y, end:], low, step, state)
 
 
 @compiled

@@ -84,7 +84,10 @@ def apply_params(
     _check(patch, params)
     corrupted, target = room or room_for(patch)
     if not (_kind(patch) == _kind(corrupted) == _kind(target)):
-        raise DatasetError(f"The room for a pair is for {_kind(corrupted)}, not for a patch of {_kind(patch)}.")
+        raise DatasetError(
+            f"The room for a pair is for {_kind(corrupted)} and {_kind(target)}, not for a patch of {_kind(patch)}: "
+            "take what room_for gives for this patch."
+        )
     _mirror(patch, target, params)
     wide = corrupted if corrupted.itemsize > 2 else room_for(patch.float())[0]
     wide.copy_(target)
