@@ -140,7 +140,7 @@ def test_a_room_for_other_patches_is_refused():
     params = sample_params(patch.shape, RECIPES["paper"], rng())
     for other in (torch.zeros(1, 8, 8, 7), patch.half()):
         for room in (room_for(other), (room_for(patch)[0], room_for(other)[1])):
-            with pytest.raises(DatasetError, match="room for a pair is for .*, not for a patch of"):
+            with pytest.raises(DatasetError, match="room for a pair is for .*, not for a patch of .* room_for gives"):
                 apply_params(patch, params, room=room)
 
 
